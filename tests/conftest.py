@@ -1,0 +1,88 @@
+"""Fixtures: the real CIFAR-10 where it is found, a tiny one on disk, and a small set in memory."""
+
+import hashlib
+import os
+import pickle
+from pathlib import Path
+
+import hypothesis
+import numpy as np
+import pytest
+import torch
+
+from cifarnets.datasets import ImageDataset, SyntheticCIFAR10, cifar10, cifar_subset
+
+
+def _find_real() -> Path | None:
+    beside = Path(__file__).resolve().parents[2] / "shared" / "data"
+    for root in (cifar10.data_root(), beside):
+        if cifar10.is_complete(root):
+            return root.resolve()
+    return None
+
+
+REAL_CIFAR10 = _find_real()
+# One thread: batches here are small, and two would wait for each other on a busy machine.
+torch.set_num_threads(1)
+# The same examples in every run, and none saved: a failure is there for everyone, or for no one.
+hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=50, database=None)
+hypothesis.settings.load_profile("repeatable")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    missing = {
+        "cifar10": REAL_CIFAR10 is None
+        and "CIFAR-10 is not here: set CIFARNETS_DATA to the folder that holds cifar-10-batches-py",
+        "gpu": not torch.cuda.is_available() and "there is no CUDA device",
+    }
+    for item in items:
+        for name, reason in missing.items():
+            if reason and item.get_closest_marker(name):
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def real_root(monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of the real CIFAR-10, also as $CIFARNETS_DATA; the test must carry the mark `cifar10`."""
+    assert REAL_CIFAR10 is not None
+    monkeypatch.setenv("CIFARNETS_DATA", str(REAL_CIFAR10))
+    return REAL_CIFAR10
+
+
+@pytest.fixture
+def tiny_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A CIFAR-10 of 20 random images a file, in torchvision's layout; the expected MD5s are those of its files."""
+    root = tmp_path / "data"
+    folder = root / cifar10.FOLDER
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for files in (cifar10.TRAIN_FILES, cifar10.TEST_FILES, cifar10.META_FILES):
+        for name in files:
+            if files is cifar10.META_FILES:
+                batch: dict[bytes, object] = {b"label_names": [c.encode() for c in cifar10.CLASSES]}
+            else:
+                pixels = rng.integers(0, 256, (20, 3072), dtype=np.uint8)
+                batch = {b"data": pixels, b"labels": [i % 10 for i in range(20)]}
+            content = pickle.dumps(batch, protocol=2)
+            (folder / name).write_bytes(content)
+            monkeypatch.setitem(files, name, hashlib.md5(content, usedforsecurity=False).hexdigest())
+    monkeypatch.delenv("CIFARNETS_DATA", raising=False)
+    return root
+
+
+@pytest.fixture(scope="session")
+def synthetic3() -> ImageDataset:
+    """300 drawn training images of three classes: enough to learn a little, quickly."""
+    drawn = SyntheticCIFAR10(train=True, size=1000, seed=1)
+    return cifar_subset(drawn, drawn.classes[:3])
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _offline() -> None:
+    """No test asks the real Hub, and no thread pool outgrows a small machine."""
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
