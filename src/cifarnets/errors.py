@@ -1,0 +1,81 @@
+"""Every error that cifarnets raises on purpose.
+
+Catch `CifarNetsError` to catch them all. Where the field expects a built-in, the class derives from
+both, so `except FileNotFoundError` keeps working:
+
+    CifarNetsError
+    ├── DataNotFoundError      (FileNotFoundError)  no CIFAR-10 in the folder
+    ├── DataCorruptError       (ValueError)         a data file is not the published one
+    ├── DownloadError          (OSError)            no source could deliver a file
+    ├── UnknownNameError       (KeyError)           no such model, class, optimizer …
+    ├── InputError             (ValueError)         a value that cannot be used
+    ├── WeightsError           (ValueError)         a weight file that cannot be trusted or does not fit
+    ├── OutputError            (OSError)            a file or folder that cannot be written
+    ├── MissingExtraError      (ImportError)        an optional package is not installed
+    └── TrainingError          (RuntimeError)       a fit that cannot go on
+        ├── CallbackError                           a callback raised; its own error is the cause
+        └── DivergedError                           the loss is no longer a finite number
+"""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class CifarNetsError(Exception):
+    """Base of all errors of this library; the message says what was passed and what to do."""
+
+    def __str__(self) -> str:
+        # KeyError would print its message in quotes.
+        return str(self.args[0]) if len(self.args) == 1 else super().__str__()
+
+
+class DataNotFoundError(CifarNetsError, FileNotFoundError):
+    """The dataset's files are not where they were looked for."""
+
+
+class DataCorruptError(CifarNetsError, ValueError):
+    """A dataset file differs from the published one; it was not unpickled."""
+
+
+class DownloadError(CifarNetsError, OSError):
+    """None of the sources of a download delivered the file."""
+
+
+class UnknownNameError(CifarNetsError, KeyError):
+    """A name that nothing is registered under."""
+
+
+class InputError(CifarNetsError, ValueError):
+    """An argument, image or batch that cannot be used."""
+
+
+class WeightsError(CifarNetsError, ValueError):
+    """A weight file that is damaged, not ours, unsafe, or does not fit the model."""
+
+
+class OutputError(CifarNetsError, OSError):
+    """A file or folder that could not be written; what stood there before is untouched."""
+
+
+class MissingExtraError(CifarNetsError, ImportError):
+    """A feature needs a package of an optional extra."""
+
+
+class TrainingError(CifarNetsError, RuntimeError):
+    """A fit that cannot go on."""
+
+
+class CallbackError(TrainingError):
+    """A callback raised; the message names it and the hook, and `__cause__` is its own error."""
+
+
+class DivergedError(TrainingError):
+    """The loss became NaN or infinite."""
+
+
+def unknown_name(kind: str, name: object, known: Iterable[str]) -> UnknownNameError:
+    """The error for a misspelt name: repeats it, suggests the nearest, lists what exists."""
+    choices = sorted(known)
+    near = get_close_matches(str(name).lower(), choices, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return UnknownNameError(f"unknown {kind} {name!r}.{hint} Available: {', '.join(choices)}.")
