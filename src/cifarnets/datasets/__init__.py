@@ -1,0 +1,32 @@
+"""CIFAR-10 as tensors: the dataset, its parts, and batches of it."""
+
+from cifarnets.datasets.augment import Augment
+from cifarnets.datasets.cifar10 import CIFAR10Normalized
+from cifarnets.datasets.download import download_cifar10
+from cifarnets.datasets.images import (
+    ARTICLE_MEAN,
+    ARTICLE_STD,
+    ImageDataset,
+    channel_stats,
+    denormalize,
+    normalize,
+)
+from cifarnets.datasets.loader import BatchLoader
+from cifarnets.datasets.subset import cifar_subset, train_val_split
+from cifarnets.datasets.synthetic import SyntheticCIFAR10
+
+__all__ = [
+    "ARTICLE_MEAN",
+    "ARTICLE_STD",
+    "Augment",
+    "BatchLoader",
+    "CIFAR10Normalized",
+    "ImageDataset",
+    "SyntheticCIFAR10",
+    "channel_stats",
+    "cifar_subset",
+    "denormalize",
+    "download_cifar10",
+    "normalize",
+    "train_val_split",
+]

@@ -1,0 +1,146 @@
+"""Batches straight from memory."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cifarnets.datasets.augment import Augment, Augmenter
+from cifarnets.datasets.images import ImageDataset, as_image_dataset
+from cifarnets.device import resolve_device
+from cifarnets.errors import InputError
+from cifarnets.seeding import generator
+
+
+class BatchLoader:
+    """Whole batches of a resident dataset, normalised as they are taken: no workers, no copies per image.
+
+    Iterating gives `(float32 images [B, C, H, W], int64 labels [B])` on `device`. With `shuffle`, every pass has an
+    order of its own that depends on `(seed, epoch)` alone, so it is the same on every device and can be repeated.
+
+    Args:
+        dataset: One of ours, in the normalised or unit view and without a transform.
+        batch_size: Images a batch.
+        shuffle: A new order in every pass.
+        drop_last: Leave out a last batch that is not full.
+        device: Where the images live and the batches appear; `"auto"` is the Trainer's choice too.
+        seed: Of the order and the augmentation; None draws one from torch's random numbers, so `seed_everything`
+            governs it.
+        augment: What to do to training images; labels become float32 `[B, K]` where it mixes them.
+        channels_last: Lay batches out as `[B, H, W, C]` in memory, as a Trainer of that setting wants them.
+
+    Attributes:
+        epoch: How many passes have been started; set it to repeat one or to go on from one.
+
+    Raises:
+        InputError: The dataset is empty, serves PIL images or has a transform; or `batch_size` is below 1.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        batch_size: int = 64,
+        shuffle: bool = False,
+        drop_last: bool = False,
+        device: str | torch.device = "auto",
+        seed: int | None = None,
+        augment: Augment | None = None,
+        channels_last: bool = False,
+    ) -> None:
+        source = as_image_dataset(dataset)
+        if source.view == "pil" or source.transform is not None:
+            raise InputError(
+                "BatchLoader converts whole batches, so it can serve neither PIL images nor a per-image transform; "
+                "use CIFAR10Normalized(...) without either, or torch.utils.data.DataLoader."
+            )
+        if batch_size < 1:
+            raise InputError(f"batch_size must be at least 1, not {batch_size}.")
+        if not len(source) or (drop_last and len(source) < batch_size):
+            raise InputError(f"{len(source)} images do not fill one batch of {batch_size}.")
+        self.dataset: ImageDataset = source
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.drop_last = drop_last
+        self.device = resolve_device(device)
+        self.seed = int(torch.randint(2**31, ()).item()) if seed is None else seed
+        self.epoch = 0
+        self.augment = augment
+        self._layout = torch.channels_last if channels_last else torch.contiguous_format
+        self._images = source.images.to(self.device)
+        self._labels = source.labels.to(self.device)
+        mean, std = source.constants or ((), ())
+        # Made once: a new small tensor a batch would have to be sent to a GPU each time.
+        self._mean, self._std = (torch.tensor(values, device=self.device).view(-1, 1, 1) for values in (mean, std))
+        self._augmenter: Augmenter | None = None
+
+    def __len__(self) -> int:
+        whole, rest = divmod(len(self.dataset), self.batch_size)
+        return whole + (rest > 0 and not self.drop_last)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for images, labels, _ in self.shard(0, 1):
+            yield images, labels
+
+    def shard(self, rank: int, size: int) -> Iterator[tuple[Tensor, Tensor, int]]:
+        """One pass, of which only each `size`-th image of every batch is taken, from the `rank`-th on.
+
+        Several processes with loaders of one seed share every batch so; the Trainer calls this.
+
+        Yields:
+            Images and labels of the share, and how many images the whole batch has.
+        """
+        epoch, self.epoch = self.epoch, self.epoch + 1
+        order = self.order(epoch) if self.shuffle else None
+        augmenter = self._start_augmenter(epoch)
+        for batch in range(len(self)):
+            start, stop = batch * self.batch_size, min((batch + 1) * self.batch_size, len(self.dataset))
+            if augmenter is None and order is None:
+                part = slice(start + rank, stop, size)
+                yield self._convert(self._images[part]), self._labels[part], stop - start
+                continue
+            chosen = torch.arange(start, stop, device=self.device) if order is None else order[start:stop]
+            mine = chosen[rank::size]
+            labels = self._labels.index_select(0, mine)
+            if augmenter is None:
+                # index_select copies whole images; indexing with a tensor would go pixel by pixel.
+                yield self._convert(self._images.index_select(0, mine)), labels, stop - start
+                continue
+            images = augmenter.blank(self._convert(augmenter.take(mine)), mine)
+            if augmenter.mixes:
+                other = chosen.roll(1)[rank::size]
+                others = augmenter.blank(self._convert(augmenter.take(other)), other)
+                share = augmenter.mix(images, others, epoch, batch)
+                classes = len(self.dataset.classes)
+                labels = F.one_hot(labels, classes).float()
+                labels.lerp_(F.one_hot(self._labels.index_select(0, other), classes).float(), 1 - share)
+            yield images, labels, stop - start
+
+    def state_dict(self) -> dict[str, int]:
+        """What the order of the next pass depends on."""
+        return {"seed": self.seed, "epoch": self.epoch}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Make the next pass the one that `state_dict` was taken before."""
+        self.seed, self.epoch = state["seed"], state["epoch"]
+
+    def order(self, epoch: int) -> Tensor:
+        """The order of the images in a shuffled pass, int64 `[N]`."""
+        return torch.randperm(len(self.dataset), generator=generator(self.seed, epoch)).to(self.device)
+
+    def _start_augmenter(self, epoch: int) -> Augmenter | None:
+        if self.augment is None:
+            return None
+        if self._augmenter is None or self._augmenter.seed != self.seed:
+            self._augmenter = Augmenter(self.augment, self._images, self.seed)
+        self._augmenter.start_epoch(epoch)
+        return self._augmenter
+
+    def _convert(self, images: Tensor) -> Tensor:
+        """uint8 to what the model sees."""
+        unit = images.to(torch.float32, memory_format=self._layout).div_(255)
+        return unit if self.dataset.view == "unit" else unit.sub_(self._mean).div_(self._std)
+
+    def __repr__(self) -> str:
+        return f"BatchLoader({self.dataset!r}, batch_size={self.batch_size}, shuffle={self.shuffle}, seed={self.seed})"

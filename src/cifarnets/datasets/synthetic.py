@@ -1,0 +1,121 @@
+"""Pictures drawn on the spot, in the shape of CIFAR-10: for demos, tests and first steps without a download."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cifarnets.datasets.images import ARTICLE_MEAN, ARTICLE_STD, ImageDataset, View
+from cifarnets.errors import InputError
+from cifarnets.seeding import generator
+
+
+class SyntheticCIFAR10(ImageDataset):
+    """Shapes and textures as `[3, 32, 32]` pictures of ten classes: made in a moment, easy to learn, no photographs.
+
+    Place, size, angle, colours, light and noise are drawn alike for every class, and foreground and background are
+    as likely one way round as the other. So a linear classifier can do no more than guess from the mean colour, and
+    little more from the pixels: it takes the form. The first three classes (disc, cross, stripes) make a good small
+    task of their own.
+
+    Examples:
+        >>> SyntheticCIFAR10(train=False)
+        SyntheticCIFAR10(1,000 images, 10 classes, view='normalized', split='test')
+
+    Args:
+        train: The training set or the test set; no picture is in both.
+        size: How many pictures, shared out evenly among the classes (to one picture); by default 5,000 to train
+            and 1,000 to test.
+        seed: Which pictures. They follow from `(seed, train, size)` alone, on every machine; a larger set is drawn
+            anew and does not begin with the smaller one.
+        mean: Per channel, for the normalised view.
+        std: Per channel, likewise.
+        transform: Called with an item's picture, as `view` gives it, when the item is read.
+        view: `"normalized"`, `"unit"` or `"pil"`, as in `ImageDataset`.
+
+    Raises:
+        InputError: `size` is below 1.
+    """
+
+    def __init__(
+        self,
+        train: bool = True,
+        *,
+        size: int | None = None,
+        seed: int = 0,
+        mean: Sequence[float] = ARTICLE_MEAN,
+        std: Sequence[float] = ARTICLE_STD,
+        transform: Callable[[Any], Any] | None = None,
+        view: View = "normalized",
+    ) -> None:
+        if size is None:
+            size = 5000 if train else 1000
+        if size < 1:
+            raise InputError(f"size must be at least 1 picture, not {size}.")
+        random = generator(seed, train, size)
+        labels = torch.arange(size).remainder(len(_FORMS)).sort().values
+        counts = labels.bincount(minlength=len(_FORMS)).tolist()
+        images = torch.cat([_draw(form, count, random) for form, count in zip(_FORMS.values(), counts, strict=True)])
+        order = torch.randperm(size, generator=random)
+        super().__init__(
+            images[order],
+            labels[order],
+            tuple(_FORMS),
+            mean=mean,
+            std=std,
+            transform=transform,
+            view=view,
+            split="train" if train else "test",
+        )
+
+
+def _draw(form: Callable[[Tensor, Tensor], Tensor], count: int, random: torch.Generator) -> Tensor:
+    """`count` pictures of one form, uint8 `[count, 3, 32, 32]`."""
+
+    def uniform(low: float, high: float, *shape: int) -> Tensor:
+        # Double precision, because machines differ in the last bit, which rounding to 256 steps then hides.
+        return low + (high - low) * torch.rand(count, *shape, generator=random, dtype=torch.float64)
+
+    axis = (torch.arange(32, dtype=torch.float64) - 15.5) / 16
+    across, down = axis.view(1, 1, 32), axis.view(1, 32, 1)
+    scale, angle = uniform(0.5, 0.8, 1, 1), uniform(0, 2 * math.pi, 1, 1)
+    x, y = across - uniform(-0.2, 0.2, 1, 1), down - uniform(-0.2, 0.2, 1, 1)
+    cos, sin = angle.cos() / scale, angle.sin() / scale
+    distance = form(x * cos + y * sin, y * cos - x * sin) * scale
+    # -1 is background and +1 the form; between them an edge one pixel (1/16) wide, so that slants look smooth.
+    mask = (distance * -32).clamp_(-1, 1).unsqueeze(1)
+
+    contrast = uniform(-1, 1, 3, 1, 1)
+    contrast *= uniform(0.2, 0.4, 1, 1, 1) / contrast.abs().amax(1, keepdim=True)
+    light = 1 + uniform(-0.3, 0.3, 1, 1, 1) * across + uniform(-0.3, 0.3, 1, 1, 1) * down
+    pictures = (uniform(0.3, 0.7, 3, 1, 1) + contrast * mask) * light + uniform(-0.1, 0.1, 3, 32, 32)
+    return pictures.clamp_(0, 1).mul_(255).round_().to(torch.uint8)
+
+
+def _edges(x: Tensor, y: Tensor, sides: int, inner: float) -> Tensor:
+    """How far outside each side of a regular polygon a point lies; the sides touch a circle of radius `inner`."""
+    angles = [2 * math.pi * side / sides for side in range(sides)]
+    return torch.stack([x * math.cos(angle) + y * math.sin(angle) for angle in angles]) - inner
+
+
+def _cell(x: Tensor) -> Tensor:
+    """The distance to the nearest whole number, which repeats a form for ever."""
+    return (x - x.round()).abs()
+
+
+_FORMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    # Class name to signed distance, below 0 inside: a form reaches about 1 from the centre, a texture goes on for ever.
+    "disc": lambda x, y: x.hypot(y) - 0.9,
+    "cross": lambda x, y: torch.minimum(x.abs(), y.abs()).sub(0.25).maximum(torch.maximum(x.abs(), y.abs()) - 0.95),
+    "stripes": lambda x, _: (_cell(x * 1.5) - 0.25) / 1.5,
+    "ring": lambda x, y: (x.hypot(y) - 0.75).abs() - 0.2,
+    "square": lambda x, y: _edges(x, y, 4, 0.75).amax(0),
+    "triangle": lambda x, y: _edges(x, y, 3, 0.5).amax(0),
+    # A point of a five-pointed star lies outside one of its five lines at most.
+    "star": lambda x, y: _edges(x, y, 5, math.cos(2 * math.pi / 5)).sort(0).values[3],
+    "crescent": lambda x, y: torch.maximum(x.hypot(y) - 0.95, 0.75 - (x - 0.5).hypot(y)),
+    "checkerboard": lambda x, y: torch.sin(x * 4) * torch.sin(y * 4) / 4,
+    "dots": lambda x, y: (torch.hypot(_cell(x * 1.5), _cell(y * 1.5)) - 0.3) / 1.5,
+}

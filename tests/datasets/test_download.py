@@ -1,0 +1,418 @@
+"""The download, from a small server on the loopback that misbehaves as asked."""
+
+import hashlib
+import http.server
+import io
+import tarfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from cifarnets.datasets import CIFAR10Normalized, cifar10, download
+from cifarnets.datasets.download import download_cifar10
+from cifarnets.errors import DataCorruptError, DownloadError, OutputError
+
+
+@dataclass
+class Source:
+    """One address, and how it answers."""
+
+    content: bytes
+    status: int = 200
+    later: int | None = None
+    """The status of every answer but the first, if that is another."""
+    ranges: bool = True
+    """Whether it can go on from the middle."""
+    cut: int | None = None
+    """After how many bytes of an answer's body it hangs up."""
+    pause: float = 0
+    """Seconds before each byte of the body, which it then sends one by one."""
+    linger: float = 0
+    """Seconds that it keeps the connection open after the body."""
+    length: bool = True
+    """Whether it says how long the body is."""
+    asked: list[str | None] = field(default_factory=list)
+    """The `Range` of each request."""
+
+
+class Host:
+    """A server of several sources."""
+
+    def __init__(self) -> None:
+        self.sources: dict[str, Source] = {}
+        self.now = ""
+        """The source that was asked last."""
+        host = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                name = self.path.removeprefix("/")
+                host.now = name
+                answer(self, host.sources[name])
+
+            def log_message(self, *args: object) -> None:
+                pass
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.thread = threading.Thread(target=self.server.serve_forever, args=(0.01,))
+        self.thread.start()
+
+    def add(self, name: str, content: bytes, **behaviour: object) -> str:
+        self.sources[name] = Source(content, **behaviour)  # type: ignore[arg-type]
+        return f"http://127.0.0.1:{self.server.server_port}/{name}"
+
+    def close(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+        self.thread.join()
+
+
+def answer(handler: http.server.BaseHTTPRequestHandler, source: Source) -> None:
+    asked = handler.headers["Range"]
+    source.asked.append(asked)
+    start = int(asked.removeprefix("bytes=").removesuffix("-")) if asked and source.ranges else 0
+    status = source.later if source.later and len(source.asked) > 1 else source.status
+    if status == 200 and start:
+        status = 206 if start < len(source.content) else 416
+    if status not in (200, 206):
+        handler.send_error(status)
+        return
+    body = source.content[start:]
+    handler.send_response(status)
+    if source.length:
+        handler.send_header("Content-Length", str(len(body)))
+    handler.end_headers()
+    try:
+        if source.pause:
+            for byte in body[: source.cut]:
+                time.sleep(source.pause)
+                handler.wfile.write(bytes([byte]))
+        else:
+            handler.wfile.write(body[: source.cut])
+            time.sleep(source.linger)
+    except OSError:
+        pass  # the reader has had enough
+
+
+@pytest.fixture
+def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    host = Host()
+    yield host
+    host.close()
+
+
+def pack(members: dict[str, bytes]) -> bytes:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w:gz", compresslevel=1) as tar:
+        for name, content in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return file.getvalue()
+
+
+@pytest.fixture
+def files(tiny_root: Path) -> dict[str, bytes]:
+    """The files of the tiny set, under their names in the archive."""
+    return {f"{cifar10.FOLDER}/{path.name}": path.read_bytes() for path in (tiny_root / cifar10.FOLDER).iterdir()}
+
+
+Publish = Callable[[bytes], bytes]
+
+
+@pytest.fixture
+def publish(monkeypatch: pytest.MonkeyPatch) -> Publish:
+    """Makes an archive the one that is expected."""
+
+    def publish(archive: bytes) -> bytes:
+        monkeypatch.setattr(download, "ARCHIVE_MD5", hashlib.md5(archive, usedforsecurity=False).hexdigest())
+        monkeypatch.setattr(download, "ARCHIVE_BYTES", len(archive))
+        return archive
+
+    return publish
+
+
+@pytest.fixture
+def archive(files: dict[str, bytes], publish: Publish) -> bytes:
+    return publish(pack(files))
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "new" / "root"
+
+
+def part_of(root: Path) -> Path:
+    return root / "cifar-10-python.tar.gz.part"
+
+
+def assert_complete(root: Path, files: dict[str, bytes]) -> None:
+    """Every file is there, and nothing else."""
+    assert {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()} == files
+
+
+# --- when all goes well
+
+
+def test_a_dataset_downloads_itself(
+    host: Host, archive: bytes, files: dict[str, bytes], root: Path, monkeypatch: pytest.MonkeyPatch, capfd: object
+) -> None:
+    monkeypatch.setitem(download_cifar10.__kwdefaults__, "sources", (host.add("good", archive),))
+    train = CIFAR10Normalized(root, download=True)
+    assert len(train) == 100
+    assert_complete(root, files)
+    assert host.sources["good"].asked == ["bytes=0-"]
+    assert len(CIFAR10Normalized(root, train=False, download=True)) == 20
+    assert len(host.sources["good"].asked) == 1, "what is there is not asked for again"
+    assert capfd.readouterr() == ("", ""), "the progress bar is for terminals"  # type: ignore[attr-defined]
+
+
+def test_what_is_there_is_left_alone(tiny_root: Path, host: Host, archive: bytes) -> None:
+    assert download_cifar10(tiny_root, sources=[host.add("good", archive)]) == tiny_root
+    assert host.sources["good"].asked == []
+
+
+def test_root_none_is_the_environments(
+    host: Host, archive: bytes, files: dict[str, bytes], root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CIFARNETS_DATA", str(root))
+    assert download_cifar10(sources=[host.add("good", archive)]) == root
+    assert_complete(root, files)
+
+
+def test_the_author_is_asked_first() -> None:
+    assert download.SOURCES[0].startswith("https://www.cs.toronto.edu/")
+    assert all(source.startswith("https://") and source.endswith(download.ARCHIVE) for source in download.SOURCES)
+
+
+def test_a_source_that_does_not_say_how_long(host: Host, archive: bytes, files: dict[str, bytes], root: Path) -> None:
+    download_cifar10(root, sources=[host.add("vague", archive, length=False)])
+    assert_complete(root, files)
+
+
+def test_a_source_that_does_not_hang_up(host: Host, archive: bytes, files: dict[str, bytes], root: Path) -> None:
+    started = time.monotonic()
+    download_cifar10(root, sources=[host.add("lingering", archive, linger=3)])
+    assert time.monotonic() - started < 2, "all has arrived: there is nothing to wait for"
+    assert_complete(root, files)
+
+
+# --- interruptions
+
+
+def test_a_cut_connection_is_gone_on_from(host: Host, archive: bytes, files: dict[str, bytes], root: Path) -> None:
+    cut = host.add("cut", archive, cut=100_000)
+    with pytest.raises(DownloadError) as info:
+        download_cifar10(root, sources=[cut])
+    message = str(info.value)
+    assert f"{cut}: the connection ended {len(archive) - 100_000:,} bytes early" in message
+    assert f"100,000 of {len(archive):,} bytes are kept in {str(part_of(root))!r}; call again to go on" in message
+    assert part_of(root).read_bytes() == archive[:100_000]
+    # The second call goes on, even with another source.
+    download_cifar10(root, sources=[host.add("good", archive)])
+    assert host.sources["good"].asked == ["bytes=100000-"]
+    assert_complete(root, files)
+
+
+def test_the_next_source_goes_on_within_one_call(
+    host: Host, archive: bytes, files: dict[str, bytes], root: Path
+) -> None:
+    sources = [host.add("cut", archive, cut=70_000), host.add("gone", b"", status=404), host.add("good", archive)]
+    download_cifar10(root, sources=sources)
+    assert [source.asked for source in host.sources.values()] == [["bytes=0-"], ["bytes=70000-"], ["bytes=70000-"]]
+    assert_complete(root, files)
+
+
+def test_a_source_that_cannot_go_on_starts_anew(
+    host: Host, archive: bytes, files: dict[str, bytes], root: Path
+) -> None:
+    root.mkdir(parents=True)
+    part_of(root).write_bytes(archive[:1000])
+    download_cifar10(root, sources=[host.add("whole", archive, ranges=False)])
+    assert host.sources["whole"].asked == ["bytes=1000-"]
+    assert_complete(root, files)
+
+
+def test_a_whole_archive_is_not_fetched_again(host: Host, archive: bytes, files: dict[str, bytes], root: Path) -> None:
+    """As when the disk was full while unpacking: the server answers 416, there is nothing left to send."""
+    root.mkdir(parents=True)
+    part_of(root).write_bytes(archive)
+    download_cifar10(root, sources=[host.add("good", archive)])
+    assert host.sources["good"].asked == [f"bytes={len(archive)}-"]
+    assert_complete(root, files)
+
+
+def test_416_with_nothing_at_hand_is_an_error(host: Host, archive: bytes, root: Path) -> None:
+    with pytest.raises(DownloadError, match="Range Not Satisfiable"):
+        download_cifar10(root, sources=[host.add("odd", archive, status=416)])
+
+
+# --- slow sources, and the time limit
+
+
+@pytest.fixture
+def slow_clock(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock by which a source named slow takes six seconds for each piece, and any other no time."""
+    clock = SimpleNamespace(seconds=0.0)
+
+    def monotonic() -> float:
+        clock.seconds += 6 * host.now.startswith("slow")
+        return clock.seconds
+
+    monkeypatch.setattr(download, "time", SimpleNamespace(monotonic=monotonic))
+
+
+@pytest.mark.usefixtures("slow_clock")
+def test_a_slow_source_is_left_for_the_next(host: Host, archive: bytes, files: dict[str, bytes], root: Path) -> None:
+    download_cifar10(root, sources=[host.add("slow", archive), host.add("fast", archive)])
+    assert host.sources["slow"].asked == ["bytes=0-"]
+    (asked,) = host.sources["fast"].asked
+    assert 0 < int(str(asked)[6:-1]) < len(archive), "what the slow source sent is kept"
+    assert_complete(root, files)
+
+
+@pytest.mark.usefixtures("slow_clock")
+def test_a_slow_source_is_better_than_none(host: Host, archive: bytes, files: dict[str, bytes], root: Path) -> None:
+    sources = [host.add("slow", archive), host.add("gone", b"", status=404)]
+    download_cifar10(root, sources=sources)
+    assert len(host.sources["slow"].asked) == 2
+    assert len(host.sources["gone"].asked) == 1
+    assert_complete(root, files)
+
+
+@pytest.mark.usefixtures("slow_clock")
+def test_a_slow_source_may_fail_the_second_time(host: Host, archive: bytes, root: Path) -> None:
+    slow, gone = host.add("slow", archive, later=503), host.add("gone", b"", status=404)
+    with pytest.raises(DownloadError) as info:
+        download_cifar10(root, sources=[slow, gone])
+    assert f"{gone}: Not Found; {slow}: Service Unavailable" in str(info.value)
+    assert part_of(root).stat().st_size > 0
+
+
+def test_a_trickle_cannot_outlast_the_time_limit(host: Host, archive: bytes, root: Path) -> None:
+    trickle = host.add("trickle", archive, pause=0.02, cut=150)
+    started = time.monotonic()
+    with pytest.raises(DownloadError) as info:
+        download_cifar10(root, sources=[trickle], time_limit=0.3)
+    assert time.monotonic() - started < 5
+    assert f"{trickle}: the time limit is over" in str(info.value)
+    kept = part_of(root).read_bytes()
+    assert 0 < len(kept) < 100
+    assert archive.startswith(kept)
+
+
+def test_silence_cannot_outlast_the_time_limit(host: Host, archive: bytes, root: Path) -> None:
+    """Nor do several silent sources each take their time."""
+    sources = [host.add(f"silent-{i}", archive[:3], pause=2) for i in range(3)]
+    started = time.monotonic()
+    with pytest.raises(DownloadError) as info:
+        download_cifar10(root, sources=sources, time_limit=0.3)
+    assert time.monotonic() - started < 1.5
+    assert f"{sources[0]}: timed out" in str(info.value)
+    assert f"{sources[2]}: the time limit is over" in str(info.value)
+
+
+# --- nothing to be had
+
+
+def test_each_dead_source_is_named_with_its_reason(host: Host, root: Path) -> None:
+    gone, broken = host.add("gone", b"", status=404), host.add("broken", b"", status=500)
+    closed = Host()
+    refused = closed.add("refused", b"")
+    closed.close()
+    with pytest.raises(DownloadError) as info:
+        download_cifar10(root, sources=[gone, broken, refused])
+    message = str(info.value)
+    assert f"({gone}: Not Found; {broken}: Internal Server Error; {refused}: " in message
+    assert "Connection refused" in message
+    assert f"get cifar-10-python.tar.gz elsewhere and unpack it into {str(root)!r}" in message
+    assert isinstance(info.value, OSError)
+
+
+def test_a_folder_that_cannot_be_written(host: Host, archive: bytes, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OutputError, match=r"cannot write into '.*file.*'"):
+        download_cifar10(tmp_path / "file" / "data", sources=[host.add("good", archive)])
+    assert host.sources["good"].asked == [], "170 MB are not fetched in vain"
+    assert (tmp_path / "file").read_text() == "in the way"
+
+
+# --- not what it should be
+
+
+def test_other_bytes_are_refused_and_removed(host: Host, archive: bytes, files: dict[str, bytes], root: Path) -> None:
+    other = archive[:-1] + bytes([archive[-1] ^ 1])
+    with pytest.raises(DataCorruptError, match=r"cifar-10-python\.tar\.gz is damaged: its MD5 is .* not opened"):
+        download_cifar10(root, sources=[host.add("other", other)])
+    assert list(root.rglob("*")) == []
+    # So that the next call does not go on from there.
+    download_cifar10(root, sources=[host.add("good", archive)])
+    assert_complete(root, files)
+
+
+def everything_below(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+
+
+# The hostile archives have the MD5 that is expected, as if that check were not there.
+
+
+def test_members_that_lead_outside_are_not_written(
+    host: Host, files: dict[str, bytes], publish: Publish, root: Path, tmp_path: Path
+) -> None:
+    hostile = {
+        "../evil": b"evil",
+        f"{cifar10.FOLDER}/../../evil": b"evil",
+        str(tmp_path / "evil"): b"evil",
+        f"{cifar10.FOLDER}/evil.py": b"evil",
+    }
+    before = everything_below(tmp_path)
+    download_cifar10(root, sources=[host.add("hostile", publish(pack({**hostile, **files, **hostile})))])
+    assert_complete(root, files)
+    assert not [path for path in everything_below(tmp_path) - before if "evil" in path]
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE])
+def test_links_in_place_of_files_are_not_followed(
+    kind: bytes, host: Host, publish: Publish, root: Path, tmp_path: Path
+) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("secret")
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w:gz") as tar:
+        member = tarfile.TarInfo(f"{cifar10.FOLDER}/data_batch_1")
+        member.type, member.linkname = kind, str(secret)
+        tar.addfile(member)
+    with pytest.raises(DataCorruptError):
+        download_cifar10(root, sources=[host.add("hostile", publish(file.getvalue()))])
+    assert list(root.rglob("*")) == []
+    assert secret.read_text() == "secret"
+
+
+def test_a_file_that_is_not_the_published_one(
+    host: Host, files: dict[str, bytes], publish: Publish, root: Path
+) -> None:
+    changed = {**files, f"{cifar10.FOLDER}/test_batch": b"something else"}
+    with pytest.raises(DataCorruptError, match="test_batch is damaged"):
+        download_cifar10(root, sources=[host.add("changed", publish(pack(changed)))])
+    assert not (root / cifar10.FOLDER / "test_batch").exists()
+    assert not part_of(root).exists()
+
+
+@pytest.mark.parametrize("content", [b"not an archive", b""])
+def test_not_an_archive_at_all(content: bytes, host: Host, publish: Publish, root: Path) -> None:
+    with pytest.raises(DataCorruptError, match=r"cifar-10-python\.tar\.gz cannot be unpacked"):
+        download_cifar10(root, sources=[host.add("text", publish(content))])
+    assert list(root.rglob("*")) == []
+
+
+def test_an_archive_without_the_files(host: Host, publish: Publish, root: Path) -> None:
+    with pytest.raises(DataCorruptError, match=r"cannot be unpacked: .*data_batch_1.* not found"):
+        download_cifar10(root, sources=[host.add("other", publish(pack({"readme.html": b"hello"})))])
+    assert list(root.rglob("*")) == []
