@@ -1,0 +1,362 @@
+"""The file format: everything survives the trip, and nothing else is let in."""
+
+import io
+import json
+import math
+import pickle
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from cifarnets import load
+from cifarnets.errors import OutputError, WeightsError
+from cifarnets.weights.files import read_weights, write_weights
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.int64)
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "plain": lambda tensor: tensor,
+    "transposed": lambda tensor: tensor.transpose(0, -1) if tensor.ndim else tensor,
+    "every other": lambda tensor: tensor[::2] if tensor.ndim else tensor,
+    "expanded": lambda tensor: tensor.unsqueeze(0).expand(3, *tensor.shape),
+    "channels last": lambda tensor: (
+        tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
+    ),
+}
+
+
+def same(one: Tensor, two: Tensor) -> bool:
+    return one.dtype == two.dtype and one.shape == two.shape and torch.equal(one, two)
+
+
+@st.composite
+def tensors(draw: st.DrawFn) -> Tensor:
+    shape = draw(st.lists(st.integers(0, 4), max_size=4))
+    dtype = draw(st.sampled_from(DTYPES))
+    values = torch.arange(math.prod(shape)).sub(7).to(dtype).view(shape)
+    return LAYOUTS[draw(st.sampled_from(sorted(LAYOUTS)))](values)
+
+
+names = st.text(st.characters(codec="utf-8"), min_size=1).filter(lambda name: name != "__metadata__")
+plain = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=5,
+)
+headers = st.dictionaries(names.filter(lambda name: name not in ("format", "cifarnets", "channels_last")), plain)
+
+
+# --- there and back
+
+
+@given(st.dictionaries(names, tensors(), max_size=4), headers)
+def test_everything_survives(tmp_path_factory: Any, stored: dict[str, Tensor], header: dict[str, Any]) -> None:
+    path = tmp_path_factory.getbasetemp() / "round_trip.safetensors"
+    assert write_weights(path, stored, header, "1.2") == path
+    tensors, read = read_weights(path)
+    assert read == {**header, "cifarnets": "1.2"}
+    assert tensors.keys() == stored.keys()
+    assert all(same(tensors[name], stored[name]) for name in stored)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_channels_last_comes_back_so(dtype: torch.dtype, tmp_path: Path) -> None:
+    plain = torch.arange(120).to(dtype).view(2, 3, 4, 5)
+    laid_out = plain.contiguous(memory_format=torch.channels_last)
+    path = write_weights(tmp_path / "file", {"laid out": laid_out, "plain": plain}, {}, "1")
+    tensors, header = read_weights(path)
+    assert same(tensors["laid out"], plain)
+    assert tensors["laid out"].stride() == laid_out.stride()
+    assert tensors["plain"].is_contiguous()
+    assert "channels_last" not in header
+
+
+def test_shared_tensors_are_each_stored_whole(tmp_path: Path) -> None:
+    tied = torch.rand(4, 4)
+    stored = {"embedding": tied, "head": tied, "row": tied[1], "turned": tied.T}
+    tensors, _ = read_weights(write_weights(tmp_path / "file", stored, {}, "1"))
+    assert all(same(tensors[name], stored[name]) for name in stored)
+
+
+def test_gradients_and_parameters_are_left_behind(tmp_path: Path) -> None:
+    parameter = torch.nn.Parameter(torch.rand(3))
+    tensors, _ = read_weights(write_weights(tmp_path / "file", {"w": parameter}, {}, "1"))
+    assert type(tensors["w"]) is Tensor
+    assert not tensors["w"].requires_grad
+    assert parameter.requires_grad
+
+
+def test_other_programs_can_read_it(tmp_path: Path) -> None:
+    """It is plain safetensors, with the metadata that others look for."""
+    from safetensors import safe_open
+
+    stored = {"w": torch.rand(2, 3)}
+    path = write_weights(tmp_path / "file", stored, {"classes": ["größe"], "mean": None}, "1.2")
+    assert same(load_file(path)["w"], stored["w"])
+    with safe_open(path, "pt") as file:
+        assert file.metadata() == {
+            "format": "pt",
+            "cifarnets": "1.2",
+            "classes": '["gr\\u00f6\\u00dfe"]',
+            "mean": "null",
+            "channels_last": "[]",
+        }
+
+
+def test_read_weights_are_the_callers_own(tmp_path: Path) -> None:
+    """To train them neither changes the file, nor does a new file in its place change them."""
+    path = write_weights(tmp_path / "file", {"w": torch.ones(1000)}, {}, "1")
+    before = path.read_bytes()
+    tensors, _ = read_weights(path)
+    tensors["w"].fill_(2)
+    assert path.read_bytes() == before
+    untouched, _ = read_weights(path)
+    write_weights(path, {"w": torch.zeros(1000)}, {}, "1")
+    assert untouched["w"].eq(1).all()
+    assert tensors["w"].eq(2).all()
+
+
+@pytest.mark.parametrize("shift", range(0, 256, 8))
+def test_every_length_of_header(shift: int, tmp_path: Path) -> None:
+    """The file begins with that length, whose first byte may be that of a pickle."""
+    path = write_weights(tmp_path / "file", {"w": torch.ones(1)}, {"note": "x" * shift}, "1")
+    assert read_weights(path)[1]["note"] == "x" * shift
+
+
+# --- what cannot be written
+
+
+class Stranger:
+    """Nothing that JSON knows."""
+
+
+def circle() -> list[Any]:
+    around: list[Any] = []
+    around.append(around)
+    return around
+
+
+@pytest.mark.parametrize(
+    ("value", "message"), [(Stranger(), "Stranger is not JSON serializable"), (circle(), "Circular reference")]
+)
+def test_a_header_must_be_plain(value: Any, message: str, tmp_path: Path) -> None:
+    path = write_weights(tmp_path / "file", {}, {}, "1")
+    before = path.read_bytes()
+    with pytest.raises(WeightsError, match=rf"^the header of '.*file' must be plain values \(JSON\): .*{message}"):
+        write_weights(path, {}, {"training": value}, "1")
+    assert path.read_bytes() == before
+
+
+def test_where_nothing_can_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OutputError, match="cannot write"):
+        write_weights(tmp_path / "file" / "model.safetensors", {"w": torch.ones(1)}, {}, "1")
+
+
+# --- what is not let in
+
+READERS = [read_weights, load]
+
+
+@pytest.fixture
+def no_unpickling(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unpickle(*args: object, **options: object) -> None:
+        pytest.fail("something was unpickled")
+
+    for module, name in ((pickle, "load"), (pickle, "loads"), (pickle, "Unpickler"), (torch, "load")):
+        monkeypatch.setattr(module, name, unpickle)
+
+
+def refuse(path: Path, message: str) -> None:
+    """Both ways of reading refuse it, naming the file."""
+    for read in READERS:
+        with pytest.raises(WeightsError, match=message) as info:
+            read(path)
+        assert repr(str(path)) in str(info.value)
+        assert isinstance(info.value, ValueError)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "model.safetensors"
+
+
+@pytest.fixture
+def whole(path: Path) -> bytes:
+    return write_weights(path, {"w": torch.rand(40, 3), "b": torch.rand(40)}, {"note": "x" * 50}, "1").read_bytes()
+
+
+def test_truncated_anywhere(path: Path, whole: bytes) -> None:
+    for length in [*range(0, len(whole) - 1, 13), len(whole) - 1]:
+        path.write_bytes(whole[:length])
+        refuse(path, "is not a whole safetensors file: ")
+
+
+def test_bytes_too_many(path: Path, whole: bytes) -> None:
+    path.write_bytes(whole + b"\0")
+    refuse(path, "is not a whole safetensors file: ")
+
+
+@pytest.mark.parametrize("content", [b"", b"\0", b"\0" * 64, b"weights: none\n" * 30, bytes(range(256))])
+def test_other_files(content: bytes, path: Path) -> None:
+    path.write_bytes(content)
+    refuse(path, "is not a whole safetensors file: ")
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_refused_in_good_order(tmp_path_factory: Any, content: bytes) -> None:
+    path = tmp_path_factory.getbasetemp() / "any_bytes.safetensors"
+    path.write_bytes(content)
+    refuse(path, "is not a whole safetensors file: |is a pickle")
+
+
+@given(st.integers(0, 10**6), st.integers(0, 7))
+def test_a_flipped_bit_of_the_header_is_no_crash(tmp_path_factory: Any, place: int, bit: int) -> None:
+    """It is refused, or what it says is read as it stands; never another error."""
+    path = tmp_path_factory.getbasetemp() / "flipped.safetensors"
+    content = bytearray(write_weights(path, {"w": torch.rand(2, 3, 1, 1)}, {"mean": [0.5]}, "1").read_bytes())
+    (length,) = struct.unpack("<Q", content[:8])
+    content[place % (8 + length)] ^= 1 << bit
+    path.write_bytes(content)
+    try:
+        tensors, header = read_weights(path)
+    except WeightsError:
+        return
+    assert header["cifarnets"]
+    assert sum(tensor.nbytes for tensor in tensors.values()) == 24
+
+
+def test_missing(path: Path) -> None:
+    refuse(path, "cannot read the weights .*: No such file or directory")
+
+
+def test_a_folder(tmp_path: Path) -> None:
+    refuse(tmp_path, "cannot read the weights ")
+
+
+def test_safetensors_of_another_program(path: Path) -> None:
+    for metadata in (None, {"format": "pt"}):
+        save_file({"w": torch.ones(2)}, path, metadata)
+        refuse(path, r"is a safetensors file of another program.*load_file.*cifarnets\.save")
+
+
+class Exploit:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable[[Path], None], tuple[Path]]:
+        return Path.touch, (self.path,)
+
+
+def torch_zip(value: object) -> bytes:
+    file = io.BytesIO()
+    torch.save(value, file)
+    return file.getvalue()
+
+
+def torch_legacy(value: object) -> bytes:
+    file = io.BytesIO()
+    torch.save(value, file, _use_new_zipfile_serialization=False)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_a_pickle_runs_no_code(protocol: int, path: Path, tmp_path: Path) -> None:
+    content = pickle.dumps(Exploit(tmp_path / "harm"), protocol=protocol)
+    pickle.loads(content)
+    (tmp_path / "harm").unlink()  # so it works, if it is let
+    path.write_bytes(content)
+    # The first two protocols have no mark of their own.
+    refuse(path, "is a pickle" if protocol >= 2 else "is not a whole safetensors file")
+    assert not (tmp_path / "harm").exists()
+
+
+@pytest.mark.parametrize("write", [torch_zip, torch_legacy])
+def test_torch_save_runs_no_code(write: Callable[[object], bytes], path: Path, tmp_path: Path) -> None:
+    path.write_bytes(write({"w": torch.ones(2), "x": Exploit(tmp_path / "harm")}))
+    refuse(path, r"is a pickle \(torch\.save\), which could run code; it was not opened\. Load it with torch\.load\(")
+    assert not (tmp_path / "harm").exists()
+
+
+@pytest.mark.parametrize("write", [torch_zip, torch_legacy, pickle.dumps])
+@pytest.mark.usefixtures("no_unpickling")
+def test_no_pickle_is_opened(write: Callable[[object], bytes], path: Path) -> None:
+    path.write_bytes(write({"w": torch.ones(2)}))
+    refuse(path, "is a pickle")
+
+
+# --- headers that lie
+
+
+def rewrite(path: Path, change: Callable[[dict[str, Any]], None], *, data: bytes = b"\0" * 24) -> None:
+    """A file of one float32 tensor [2, 3], with a header changed by hand."""
+    header = {
+        "__metadata__": {"cifarnets": "1", "format": "pt"},
+        "w": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]},
+    }
+    change(header)
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data)
+
+
+def test_the_file_made_by_hand_is_read(path: Path) -> None:
+    rewrite(path, lambda header: None)
+    assert read_weights(path)[0]["w"].shape == (2, 3)
+
+
+@pytest.mark.parametrize("text", ["{", "nonsense", "", "[" * 100_000, "1" * 5000])
+def test_damaged_metadata(text: str, path: Path) -> None:
+    rewrite(path, lambda header: header["__metadata__"].update(config=text))
+    refuse(path, "the header of .* is damaged: ")
+
+
+@pytest.mark.parametrize(
+    "layout", ["5", "null", '"w"', '{"w": 1}', '["w"]', '["other"]', "[[1], {}]"]
+)  # ["w"] has but two dimensions
+def test_a_layout_that_does_not_fit_is_no_matter(layout: str, path: Path) -> None:
+    rewrite(path, lambda header: header["__metadata__"].update(channels_last=layout))
+    tensors, header = read_weights(path)
+    assert same(tensors["w"], torch.zeros(2, 3))
+    assert header == {"cifarnets": "1"}
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"shape": [2**40, 2**40]},
+        {"shape": [2**62, 3]},
+        {"shape": [-2, -3]},
+        {"shape": [2, 4]},
+        {"data_offsets": [0, 2**63]},
+        {"data_offsets": [24, 48]},
+        {"data_offsets": [24, 0]},
+        {"shape": [2**60], "data_offsets": [0, 2**62]},
+        {"dtype": "F1024"},
+        {"dtype": None},
+    ],
+    ids=str,
+)
+def test_sizes_that_cannot_be(entry: dict[str, Any], path: Path) -> None:
+    rewrite(path, lambda header: header["w"].update(entry))
+    refuse(path, "is not a whole safetensors file: ")
+
+
+def test_tensors_that_overlap(path: Path) -> None:
+    rewrite(path, lambda header: header.update(v=header["w"]))
+    refuse(path, "is not a whole safetensors file: ")
+
+
+@pytest.mark.parametrize("length", [2**63, 2**64 - 1, 200_000_000, 10**6])
+def test_a_header_longer_than_the_file(length: int, path: Path) -> None:
+    """Refused before any memory is taken for it."""
+    path.write_bytes(struct.pack("<Q", length) + b"{" + b" " * 100)
+    refuse(path, "is not a whole safetensors file: ")
