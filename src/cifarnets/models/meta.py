@@ -1,0 +1,85 @@
+"""What a model knows about itself."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import nn
+
+from cifarnets.errors import InputError
+
+
+@dataclass(frozen=True)
+class Meta:
+    """All that is needed to build a model again and to feed it; the header of a weight file, and `model.meta`.
+
+    Attributes:
+        architecture: The registered name.
+        config: Every argument the model was built with, defaults included.
+        classes: The class names of the first outputs, as a rule of all; None until it was trained or told.
+        mean: Per channel: the images that the model is fed are `(v - mean) / std` of images in 0..1.
+        std: Likewise.
+        training: Facts about the training: epochs, seed, optimizer …
+    """
+
+    architecture: str
+    config: Mapping[str, Any]
+    classes: tuple[str, ...] | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    training: Mapping[str, Any] = field(default_factory=dict)
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model itself, out of `torch.compile` and (distributed) data parallel."""
+    while True:
+        # A compiled model passes on what the inner one knows, so only its own attribute tells it apart; and a
+        # registered model may have a layer that it calls `module`.
+        inner = getattr(model, "_orig_mod", None)
+        if inner is None and not isinstance(getattr(model, "meta", None), Meta):
+            inner = getattr(model, "module", None)
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
+
+
+def get_meta(model: nn.Module) -> Meta | None:
+    """The model's `Meta`; None for a model that was not made by this library."""
+    found = getattr(unwrap(model), "meta", None)
+    return found if isinstance(found, Meta) else None
+
+
+def describe(
+    model: nn.Module,
+    *,
+    classes: Sequence[str] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    training: Mapping[str, Any] | None = None,
+) -> None:
+    """Tell a model about its classes and its preprocessing, in place; what is None stays.
+
+    The Trainer does this from its loader's dataset; it travels with the weights from then on.
+
+    Raises:
+        InputError: The model is not of this library, or has fewer outputs than classes, or other channels.
+    """
+    meta = get_meta(model)
+    if meta is None:
+        raise InputError(f"{type(model).__name__} has no meta: register its class, or build it with create().")
+    outputs = meta.config.get("num_classes")
+    if classes is not None and outputs is not None and len(classes) > outputs:
+        raise InputError(
+            f"{len(classes)} classes ({', '.join(classes)}) do not fit a model of {outputs} outputs: "
+            f"create it with num_classes={len(classes)}, or choose classes with cifar_subset."
+        )
+    channels = meta.config.get("in_channels")
+    for constants in (mean, std):
+        if constants is not None and channels is not None and len(constants) != channels:
+            raise InputError(f"{len(constants)} constants {tuple(constants)} do not fit images of {channels} channels.")
+    changes: dict[str, Any] = {} if classes is None else {"classes": tuple(classes)}
+    # Plain floats, whatever the figures were computed with: they are written into the weight file.
+    changes |= {key: tuple(map(float, value)) for key, value in {"mean": mean, "std": std}.items() if value is not None}
+    if training is not None:
+        changes["training"] = dict(training)
+    unwrap(model).meta = replace(meta, **changes)  # type: ignore[assignment]

@@ -1,0 +1,115 @@
+"""One dict of models: every name that `create` knows."""
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any, TypeVar
+
+from torch import nn
+
+from cifarnets.errors import InputError, unknown_name
+from cifarnets.models.meta import Meta
+
+Class = TypeVar("Class", bound=type[nn.Module])
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What is known of a model before it is built.
+
+    Attributes:
+        name: What `create` takes.
+        description: One line.
+        config: Every argument of `create` with its default.
+        parameters: Trainable numbers of the default model.
+    """
+
+    name: str
+    description: str
+    config: Mapping[str, Any]
+    parameters: int
+
+
+_MODELS: dict[str, type[nn.Module]] = {}
+
+
+def register(name: str) -> Callable[[Class], Class]:
+    """Class decorator: make a `torch.nn.Module` known to `create`, `list_models` and `load`.
+
+    From then on each instance, however it is made, carries `meta`: this name and every argument of its
+    constructor, which must be plain values (numbers, strings, booleans, None, and lists or tuples of them).
+
+    Raises:
+        InputError: The name is taken, or the constructor has `*args` or `**kwargs`, or an argument without default,
+            so that `create(name)` would not do.
+    """
+
+    def decorate(cls: Class) -> Class:
+        if name in _MODELS:
+            raise InputError(f"a model named {name!r} is registered already ({_MODELS[name].__qualname__}).")
+        initialise = cls.__init__
+        signature = inspect.signature(initialise)
+        if any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in signature.parameters.values()):
+            raise InputError(
+                f"{cls.__qualname__} must name each of its arguments: they are what a weight file records."
+            )
+        _, *arguments = signature.parameters.values()
+        needed = [argument.name for argument in arguments if argument.default is argument.empty]
+        if needed:
+            raise InputError(
+                f"give {', '.join(needed)} of {cls.__qualname__} a default, so that create({name!r}) works."
+            )
+
+        @functools.wraps(initialise)
+        def remember(self: nn.Module, *args: Any, **kwargs: Any) -> None:
+            initialise(self, *args, **kwargs)
+            bound = signature.bind(self, *args, **kwargs)
+            bound.apply_defaults()
+            _, *arguments = bound.arguments.items()
+            config = {key: tuple(value) if isinstance(value, list) else value for key, value in arguments}
+            self.meta = Meta(name, config)  # type: ignore[assignment]
+
+        cls.__init__ = remember  # type: ignore[method-assign]
+        _MODELS[name] = cls
+        return cls
+
+    return decorate
+
+
+def model_class(name: str) -> type[nn.Module]:
+    """The class registered under a name.
+
+    Raises:
+        UnknownNameError: There is none; the near match is suggested.
+    """
+    if name not in _MODELS:
+        raise unknown_name("model", name, _MODELS)
+    return _MODELS[name]
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """The registered names that match a shell pattern, sorted.
+
+    Examples:
+        >>> list_models("conv*")
+        ['convnet', 'convnet_functional']
+    """
+    return sorted(name for name in _MODELS if fnmatchcase(name, pattern))
+
+
+def info(name: str) -> ModelInfo:
+    """Facts about a model, without building it in memory.
+
+    Raises:
+        UnknownNameError: There is no such model.
+    """
+    import torch
+
+    cls = model_class(name)
+    with torch.device("meta"):
+        model = cls()
+    description = (inspect.getdoc(cls) or "").partition("\n")[0]
+    parameters = sum(p.numel() for p in model.parameters())
+    return ModelInfo(name, description, dict(model.meta.config), parameters)  # type: ignore[union-attr, arg-type]

@@ -1,0 +1,181 @@
+"""Models by name: what is there, what is not, and a user's own."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cifarnets import load, models, save
+from cifarnets.errors import CifarNetsError, InputError, UnknownNameError, WeightsError
+from cifarnets.models import registry
+
+
+@pytest.fixture(autouse=True)
+def _own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test registers is gone after it."""
+    monkeypatch.setattr(registry, "_MODELS", dict(registry._MODELS))
+
+
+def register_probe(name: str = "probe") -> type[nn.Module]:
+    @models.register(name)
+    class Probe(nn.Module):
+        """A linear probe.
+
+        More about it.
+        """
+
+        def __init__(self, num_classes: int = 10, in_channels: int = 3, widths: object = (4, 2), *, bias: bool = True):
+            super().__init__()
+            self.fc = nn.Linear(in_channels * 1024, num_classes, bias)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(x.flatten(1))
+
+    return Probe
+
+
+def test_the_article_s_nets_are_there() -> None:
+    assert {"convnet", "convnet_functional", "fcnet"} <= set(models.list_models())
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("conv*", ["convnet", "convnet_functional"]),
+        ("*net", ["convnet", "fcnet"]),
+        ("?cnet", ["fcnet"]),
+        ("[cf]*l", ["convnet_functional"]),
+        ("convnet", ["convnet"]),
+        ("*", ["convnet", "convnet_functional", "fcnet"]),
+        ("vit*", []),
+    ],
+)
+def test_names_are_listed_by_wildcard_in_order(
+    pattern: str, expected: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = dict.fromkeys(["fcnet", "convnet_functional", "convnet"], models.ConvNet)
+    monkeypatch.setattr(registry, "_MODELS", known)
+    assert models.list_models(pattern) == expected
+
+
+def test_a_misspelt_name_is_repeated_and_the_near_match_suggested() -> None:
+    for call in (models.create, models.info):
+        with pytest.raises(UnknownNameError) as caught:
+            call("ConvNett")
+        assert str(caught.value) == (
+            f"unknown model 'ConvNett'. Did you mean 'convnet'? Available: {', '.join(models.list_models())}."
+        )
+        assert isinstance(caught.value, KeyError)
+        assert isinstance(caught.value, CifarNetsError)
+
+
+def test_a_name_near_nothing_gets_no_suggestion() -> None:
+    with pytest.raises(UnknownNameError, match=r"unknown model 'xyz'\. Available: ") as caught:
+        models.create("xyz")
+    assert "Did you mean" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", models.list_models())
+def test_info_tells_of_the_model_that_create_makes(name: str) -> None:
+    facts = models.info(name)
+    model = models.create(name)
+    assert facts.name == name
+    assert facts.config == model.meta.config
+    assert facts.parameters == sum(p.numel() for p in model.parameters())
+    assert facts.description.endswith(".")  # a sentence, and
+    assert "\n" not in facts.description  # one line of it
+
+
+def test_info_draws_no_random_numbers() -> None:
+    before = torch.random.get_rng_state()
+    models.info("fcnet")
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_an_own_class_is_created_saved_and_loaded_like_ours(tmp_path: Path) -> None:
+    register_probe()
+    assert models.list_models("probe") == ["probe"]
+    facts = models.info("probe")
+    assert (facts.description, facts.parameters) == ("A linear probe.", 30_730)
+
+    model = models.create("probe", num_classes=4, widths=[7])
+    loaded = load(save(model, tmp_path / "probe.safetensors"))
+    assert type(loaded) is type(model)
+    assert loaded.meta == model.meta
+    images = torch.rand(2, 3, 32, 32)
+    assert torch.equal(loaded(images), model(images))
+
+
+def test_a_file_of_a_class_that_is_no_longer_registered_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register_probe()
+    path = save(models.create("probe"), tmp_path / "probe.safetensors")
+    monkeypatch.delitem(registry._MODELS, "probe")
+    with pytest.raises(WeightsError, match="holds a 'probe', which this version of cifarnets"):
+        load(path)
+
+
+def test_the_config_holds_every_argument_however_it_was_given() -> None:
+    probe = register_probe()
+    defaults = {"num_classes": 10, "in_channels": 3, "widths": (4, 2), "bias": True}
+    assert probe().meta.config == defaults
+    assert probe(5, widths=[1, 2, 3], bias=False).meta.config == {
+        "num_classes": 5,
+        "in_channels": 3,
+        "widths": (1, 2, 3),  # as after a round trip through a file, which knows only lists
+        "bias": False,
+    }
+    assert models.create("probe", in_channels=1).meta.config == {**defaults, "in_channels": 1}
+
+
+def test_a_second_registration_of_a_name_is_refused_and_the_first_stays() -> None:
+    first = register_probe()
+    with pytest.raises(InputError, match=r"a model named 'probe' is registered already \(.*Probe\)"):
+        register_probe()
+    assert type(models.create("probe")) is first
+    with pytest.raises(InputError, match=r"'convnet' is registered already \(ConvNet\)"):
+        register_probe("convnet")
+
+
+def test_arguments_that_a_file_could_not_record_are_refused() -> None:
+    class Positional(nn.Module):
+        def __init__(self, *widths: int) -> None:
+            super().__init__()
+
+    class Keywords(nn.Module):
+        def __init__(self, **options: int) -> None:
+            super().__init__()
+
+    for cls in (Positional, Keywords):
+        with pytest.raises(InputError, match=f"{cls.__name__} must name each of its arguments"):
+            models.register("loose")(cls)
+    assert models.list_models("loose") == []
+
+
+def test_a_subclass_under_a_name_of_its_own_leaves_its_parent_alone(tmp_path: Path) -> None:
+    @models.register("wide")
+    class Wide(models.ConvNet):
+        def __init__(self, num_classes: int = 10, factor: int = 2) -> None:
+            super().__init__(num_classes, widths=(16 * factor, 8 * factor))
+
+    @models.register("same")
+    class Same(models.ConvNet):
+        """Inherits its constructor."""
+
+    assert Wide(factor=3).meta == models.Meta("wide", {"num_classes": 10, "factor": 3})
+    assert Same(3).meta.architecture == "same"
+    assert models.ConvNet().meta.architecture == "convnet"
+    for model in (Wide(factor=3), Same(3)):
+        assert type(load(save(model, tmp_path / "model.safetensors"))) is type(model)
+
+
+def test_a_constructor_that_create_could_not_call_is_refused() -> None:
+    class Needy(nn.Module):
+        def __init__(self, width: int, depth: int = 2) -> None:
+            super().__init__()
+
+    with pytest.raises(InputError, match=r"give width of .*Needy a default, so that create\('needy'\) works"):
+        models.register("needy")(Needy)
+    assert "needy" not in models.list_models()
