@@ -1,0 +1,40 @@
+"""Training: the loop, what happens beside it, and runs as data."""
+
+from cifarnets.training.callbacks import (
+    EMA,
+    ArticleLog,
+    Callback,
+    Checkpoint,
+    CSVLog,
+    EarlyStopping,
+    JSONLinesLog,
+    ProgressBar,
+    TensorBoardLog,
+)
+from cifarnets.training.history import History
+from cifarnets.training.lr_finder import LRSearch, find_lr
+from cifarnets.training.optimizers import make_optimizer
+from cifarnets.training.recipe import Recipe, Run, run
+from cifarnets.training.schedules import make_schedule
+from cifarnets.training.trainer import Trainer
+
+__all__ = [
+    "EMA",
+    "ArticleLog",
+    "CSVLog",
+    "Callback",
+    "Checkpoint",
+    "EarlyStopping",
+    "History",
+    "JSONLinesLog",
+    "LRSearch",
+    "ProgressBar",
+    "Recipe",
+    "Run",
+    "TensorBoardLog",
+    "Trainer",
+    "find_lr",
+    "make_optimizer",
+    "make_schedule",
+    "run",
+]

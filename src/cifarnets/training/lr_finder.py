@@ -1,0 +1,130 @@
+"""Which learning rate to try first (Smith 2017, "Cyclical Learning Rates for Training Neural Networks", § 3.3)."""
+
+import copy
+import itertools
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from cifarnets.errors import DivergedError, InputError
+from cifarnets.evaluation import Batches
+from cifarnets.figures import new_figure, save_figure
+from cifarnets.training import distributed
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from cifarnets.training.trainer import Trainer
+
+
+@dataclass(frozen=True)
+class LRSearch:
+    """What `find_lr` saw.
+
+    Attributes:
+        rates: Learning rates, rising.
+        losses: The loss of the batch at each, smoothed.
+        suggestion: The rate at which the loss fell fastest on the way to its lowest; a peak for a schedule may be
+            some times higher.
+    """
+
+    rates: tuple[float, ...]
+    losses: tuple[float, ...]
+    suggestion: float
+
+    def plot(self, path: str | os.PathLike[str] | None = None) -> "Figure":
+        """Loss over learning rate, with the suggestion marked.
+
+        Args:
+            path: Where to save the picture too.
+
+        Raises:
+            MissingExtraError: matplotlib is not installed.
+        """
+        figure = new_figure(5, 3.5)
+        axes = figure.subplots()
+        axes.plot(self.rates, self.losses)
+        axes.axvline(self.suggestion, linestyle="--", color="gray", label=f"suggestion {self.suggestion:.2g}")
+        axes.set(xscale="log", xlabel="learning rate", ylabel="loss")
+        axes.legend()
+        return save_figure(figure, path)
+
+
+def find_lr(trainer: "Trainer", loader: Batches, low: float = 1e-5, high: float = 1.0, steps: int = 100) -> LRSearch:
+    """Train on some batches with a rising learning rate, watch the loss, and put everything back.
+
+    Args:
+        trainer: Its model, optimizer and random numbers are afterwards as they were.
+        loader: Gone through as often as needed.
+        low: The first rate.
+        high: The last; the search ends before it where the loss has grown to four times its lowest.
+        steps: Batches.
+
+    Raises:
+        InputError: The rates are not `0 < low < high`, there are fewer than ten steps, or the loss never falls.
+    """
+    if not 0 < low < high or steps < 10:
+        raise InputError(f"find_lr needs 0 < low < high and at least 10 steps, not {low}, {high} and {steps}.")
+    # No hook is called, so the callbacks stay what they are.
+    kept = copy.deepcopy({**trainer.state_dict(), "callbacks": []})
+    position = trainer._epoch_start, trainer._rng_to_restore
+    modes = {module: module.training for module in trainer.model.modules()}
+    fit_loader, trainer.loader = trainer.loader, loader
+    start = copy.deepcopy(trainer._now())
+    schedule, trainer.schedule = trainer.schedule, None
+    rates, losses, average = [], [], 0.0
+    trainer.model.train()
+    try:
+        for step, (images, labels, whole) in enumerate(itertools.islice(_again_and_again(trainer, loader), steps)):
+            rate = low * (high / low) ** (step / (steps - 1))
+            for group in trainer.optimizer.param_groups:
+                group["lr"] = rate
+            try:
+                trainer.run_batch(images.to(trainer.device), labels.to(trainer.device), whole)
+            except DivergedError:
+                break
+            # Bias-corrected exponential average: single batches are too noisy to read.
+            average = 0.9 * average + 0.1 * trainer.last_loss.item()
+            smooth = average / (1 - 0.9 ** (step + 1))
+            if not math.isfinite(smooth):
+                break
+            rates.append(rate)
+            losses.append(smooth)
+            if smooth > 4 * min(losses):
+                break
+    finally:
+        trainer._go_back(start)
+        trainer.schedule, trainer.loader = schedule, fit_loader
+        trainer.load_state_dict(kept)
+        trainer._epoch_start, trainer._rng_to_restore = position  # the next epoch is no resumed one
+        trainer.optimizer.zero_grad()
+        for module, training in modes.items():
+            module.training = training
+    # A tenth of the way is what tells a fall from noise, and the average of the first few batches is little else.
+    window = max(len(losses) // 10, 1)
+    seen = torch.tensor(losses[window:], dtype=torch.float64)
+    falls = seen[: seen.argmin() + 1] if len(seen) else seen
+    window = min(window, len(falls) - 1)
+    if window < 1:
+        raise InputError(f"the loss never falls between {low} and {rates[-1] if rates else high}; try lower rates.")
+    steepest = int((falls[window:] - falls[:-window]).argmin())
+    middle = len(losses) - len(seen) + steepest + window // 2
+    return LRSearch(tuple(rates), tuple(losses), rates[middle])
+
+
+def _again_and_again(trainer: "Trainer", loader: Batches) -> Iterator[tuple[Tensor, Tensor, int]]:
+    """The batches of one pass after another, until a pass has none."""
+    for first in itertools.count():
+        batch = None
+        for batch in distributed.share(loader, trainer.world):
+            yield batch
+        if batch is None:
+            when = "a second time" if first else "at all"
+            raise InputError(
+                f"the loader gave no batch {when}; a generator can be gone through only once: pass a list."
+            )

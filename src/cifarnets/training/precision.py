@@ -1,0 +1,35 @@
+"""In which numbers a step computes; weights and optimizer stay in float32."""
+
+from typing import Literal
+
+import torch
+
+from cifarnets.errors import InputError
+
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+
+
+def autocast_dtype(precision: Precision, device: torch.device) -> torch.dtype | None:
+    """What to autocast to on a device; None for plain float32.
+
+    `"auto"` is bf16 where the hardware computes in it (CUDA from Ampere on, CPUs with AVX-512 BF16 or AMX), fp16 on
+    older CUDA devices, and fp32 elsewhere.
+
+    Raises:
+        InputError: There is no such precision, or fp16 is asked of a device without CUDA.
+    """
+    if precision == "auto":
+        if device.type == "cuda":
+            return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+        return torch.bfloat16 if device.type == "cpu" and _cpu_has_bf16() else None
+    if precision not in ("fp32", "bf16", "fp16"):
+        raise InputError(f"precision must be 'auto', 'fp32', 'bf16' or 'fp16', not {precision!r}.")
+    if precision == "fp16" and device.type != "cuda":
+        raise InputError(f"fp16 training needs CUDA, and this is {device.type}; use 'bf16', or 'auto' for what it can.")
+    return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+
+
+def _cpu_has_bf16() -> bool:
+    # torch has no public question for this; a missing private one means no.
+    questions = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, question, lambda: False)() for question in questions)

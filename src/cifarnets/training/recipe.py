@@ -1,0 +1,260 @@
+"""A training run as data: all it takes to train a model, and the folder that a run leaves."""
+
+import json
+import os
+import platform
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from cifarnets.atomic import write_atomic
+from cifarnets.datasets import Augment, BatchLoader, CIFAR10Normalized, SyntheticCIFAR10, cifar_subset, train_val_split
+from cifarnets.datasets.images import ImageDataset
+from cifarnets.device import resolve_device
+from cifarnets.errors import InputError, OutputError
+from cifarnets.evaluation import TTA, Evaluation, evaluate
+from cifarnets.models import create, describe, save
+from cifarnets.seeding import seed_everything
+from cifarnets.training import distributed
+from cifarnets.training.callbacks import EMA, Callback, Checkpoint, CSVLog
+from cifarnets.training.history import History
+from cifarnets.training.precision import Precision
+from cifarnets.training.trainer import Trainer
+from cifarnets.version import __version__
+
+RUN_FILE = "run.json"
+TRAINER_FIELDS = (
+    "optimizer",
+    "lr",
+    "optimizer_options",
+    "decay_biases",
+    "schedule",
+    "schedule_options",
+    "label_smoothing",
+    "accumulate",
+    "clip_norm",
+    "precision",
+    "compile",
+    "channels_last",
+    "deterministic",
+    "seed",
+)
+"""The fields of a recipe that are arguments of the Trainer."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What to train, on what, and how; the defaults are the article's.
+
+    Attributes:
+        model: One of `list_models()`.
+        config: Arguments of `create`; `num_classes` is the number of classes unless given.
+        classes: Class names, in the order of the outputs; none for all.
+        epochs: Passes over the training images.
+        batch_size: Images a step.
+        drop_last: Whether a last batch that is not full is left out.
+        optimizer: A name of `torch.optim` in lower case.
+        lr: Learning rate.
+        optimizer_options: Further arguments of the optimizer.
+        decay_biases: This and what follows down to `deterministic`: as the Trainer's.
+        ema: Decay of the moving average of the weights that is evaluated and saved; None for the weights themselves.
+        augment: Arguments of `Augment`; none for no augmentation.
+        tta: Test-time augmentation of the final evaluation on top of the plain one; see `evaluate`.
+        seed: Of the initial weights, the order of the images, and everything else.
+        val: Training images to hold out and evaluate after every epoch.
+        synthetic: Train on `SyntheticCIFAR10` instead of CIFAR-10.
+    """
+
+    model: str
+    config: Mapping[str, Any] = field(default_factory=dict)
+    classes: Sequence[str] = ()
+    epochs: int = 20
+    batch_size: int = 64
+    drop_last: bool = False
+    optimizer: str = "sgd"
+    lr: float = 1e-2
+    optimizer_options: Mapping[str, Any] = field(default_factory=dict)
+    decay_biases: bool = True
+    schedule: str | None = None
+    schedule_options: Mapping[str, Any] = field(default_factory=dict)
+    label_smoothing: float = 0.0
+    accumulate: int = 1
+    clip_norm: float | None = None
+    precision: Precision = "fp32"
+    compile: bool = False
+    channels_last: bool = False
+    deterministic: bool = False
+    ema: float | None = None
+    augment: Mapping[str, Any] = field(default_factory=dict)
+    tta: TTA | None = None
+    seed: int = 0
+    val: int = 0
+    synthetic: bool = False
+
+    def dataset(self, train: bool, root: str | os.PathLike[str] | None = None) -> ImageDataset:
+        """The training or test images of this recipe's classes."""
+        dataset = SyntheticCIFAR10(train) if self.synthetic else CIFAR10Normalized(root, train)
+        return cifar_subset(dataset, self.classes) if self.classes else dataset
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that has ended.
+
+    Attributes:
+        folder: Holds `run.json` (the recipe, versions, machine), `history.csv`, `checkpoint.safetensors` (to go on
+            from), `model.safetensors` and `evaluation.json`.
+        recipe: What was run.
+        model: In eval mode.
+        history: One row an epoch.
+        evaluations: Of `train` and `test`, and of `val` where images were held out; `test (…)` with test-time
+            augmentation, where the recipe asks for it.
+        interrupted: Whether Ctrl-C or SIGTERM ended it before its last epoch.
+    """
+
+    folder: Path
+    recipe: Recipe
+    model: nn.Module
+    history: History
+    evaluations: dict[str, Evaluation]
+    interrupted: bool
+
+
+def run(
+    recipe: Recipe | None,
+    folder: str | os.PathLike[str],
+    *,
+    resume: bool = False,
+    root: str | os.PathLike[str] | None = None,
+    device: str | torch.device = "auto",
+    callbacks: Sequence[Callback] = (),
+    checkpoint_every: int | None = None,
+    progress: bool = True,
+) -> Run:
+    """Train as the recipe says, evaluate, and leave everything in a folder.
+
+    Args:
+        recipe: What to do; None for that of the run in the folder.
+        folder: Made if missing; must be empty, or hold a run to go on with.
+        resume: Go on with the run in the folder, from its last checkpoint; if there is none, start it.
+        root: Where CIFAR-10 lies; see `CIFAR10Normalized`.
+        device: Where to compute.
+        callbacks: Further ones, beside the CSV log, the checkpoint and the progress bar.
+        checkpoint_every: Batches between two checkpoints; None for one an epoch.
+        progress: Show a progress bar, if this is a terminal.
+
+    Raises:
+        OutputError: The folder holds files already, or cannot be written.
+        InputError: The run in the folder is of another recipe, or there is none and no recipe either.
+        CifarNetsError: As `CIFAR10Normalized`, `create` and `Trainer.fit` do.
+    """
+    folder = Path(folder)
+    device = resolve_device(device)
+    world = distributed.join(device)
+    starts: list[Any] = []
+    if resume and (folder / RUN_FILE).is_file():
+        recipe, starts = _read_run(folder, recipe)
+    elif recipe is None:
+        raise InputError(f"there is no run in {str(folder)!r} to go on with.")
+    elif world.is_main:
+        _claim(folder)
+    train, test = recipe.dataset(True, root), recipe.dataset(False, root)
+    parts = {"train": train, "test": test}
+    if recipe.val:
+        parts["train"], parts["val"] = train_val_split(train, recipe.val, recipe.seed)
+    loaders = {name: BatchLoader(part, 1000, device=device) for name, part in parts.items()}
+    shuffled = BatchLoader(
+        parts["train"],
+        recipe.batch_size,
+        shuffle=True,
+        drop_last=recipe.drop_last,
+        device=device,
+        seed=recipe.seed,
+        augment=Augment(**recipe.augment) if recipe.augment else None,
+        channels_last=recipe.channels_last,
+    )
+    seed_everything(recipe.seed)
+    model = create(recipe.model, **{"num_classes": len(train.classes), **recipe.config})
+    prepare: Any = getattr(model, "prepare", None)
+    if prepare is not None:  # some layers are set from images before training
+        prepare(next(iter(BatchLoader(parts["train"], 5000, device="cpu")))[0])
+    own = [CSVLog(folder / "history.csv"), Checkpoint(folder, every_batches=checkpoint_every)]
+    average = [] if recipe.ema is None else [EMA(recipe.ema)]
+    trainer = Trainer(
+        model,
+        **{name: getattr(recipe, name) for name in TRAINER_FIELDS},
+        device=device,
+        callbacks=[*average, *own, *callbacks],
+        progress=progress,
+    )
+    if world.is_main:
+        write_json(folder / RUN_FILE, {"recipe": asdict(recipe), "starts": [*starts, _circumstances(trainer)]})
+    history = trainer.fit(shuffled, loaders.get("val"), recipe.epochs, resume=folder if starts else None)
+    trained = trainer.eval_model.eval()
+    describe(trained, training={**asdict(recipe), "epochs": trainer.epoch})
+    evaluations = {}
+    if world.is_main:
+        save(trained, folder / "model.safetensors")
+        (folder / "last.safetensors").unlink(missing_ok=True)  # the same, less the training facts
+        evaluations = {name: evaluate(trained, loader, device) for name, loader in loaders.items()}
+        if recipe.tta:
+            for name in parts.keys() - {"train"}:
+                evaluations[f"{name} ({recipe.tta})"] = evaluate(trained, loaders[name], device, tta=recipe.tta)
+        write_json(folder / "evaluation.json", {name: result.to_dict() for name, result in evaluations.items()})
+    return Run(folder, recipe, trained, history, evaluations, trainer.interrupted)
+
+
+def _read_run(folder: Path, expected: Recipe | None) -> tuple[Recipe, list[Any]]:
+    """The recipe of the run in a folder, and its starts so far."""
+    try:
+        content = json.loads((folder / RUN_FILE).read_text())
+        recipe = Recipe(**content["recipe"])
+        starts = list(content["starts"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{str(folder / RUN_FILE)!r} is damaged: {error!r}.") from error
+    if expected is not None:
+        theirs, ours = json.loads(json.dumps(asdict(recipe))), json.loads(json.dumps(asdict(expected)))
+        different = [f"{key} {theirs[key]!r}, not {ours[key]!r}" for key in ours if ours[key] != theirs[key]]
+        if different:
+            raise InputError(f"the run in {str(folder)!r} has another recipe: {'; '.join(different)}.")
+    return recipe, starts
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> Path:
+    """Write plain values as indented JSON, atomically."""
+    return write_atomic(path, json.dumps(content, indent=2) + "\n")
+
+
+def _claim(folder: Path) -> None:
+    """The folder, made and found empty, before any time is spent on a run that could not be kept."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        taken = next(folder.iterdir(), None)
+    except OSError as error:
+        raise OutputError(f"cannot write into {str(folder)!r}: {error.strerror}.") from error
+    if taken is not None:
+        raise OutputError(
+            f"{str(folder)!r} holds files already ({taken.name} …); name another folder, or go on with the run in it "
+            "(resume=True, --resume)."
+        )
+
+
+def _circumstances(trainer: Trainer) -> dict[str, Any]:
+    machine = {
+        "platform": platform.platform(),
+        "device": str(trainer.device),
+        "threads": torch.get_num_threads(),
+        "processes": trainer.world.size,
+    }
+    return {
+        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "versions": {"cifarnets": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        "machine": machine,
+        "command": sys.argv,
+    }

@@ -1,0 +1,381 @@
+"""A run leaves a folder that tells all, can be gone on with, and ends the same however often it was stopped."""
+
+import csv
+import json
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import cifarnets
+from cifarnets import Trainer, evaluate, load
+from cifarnets.datasets import BatchLoader, CIFAR10Normalized, SyntheticCIFAR10
+from cifarnets.errors import CifarNetsError, DataNotFoundError, InputError, OutputError, UnknownNameError
+from cifarnets.training import Callback, Recipe, Run, run
+
+SMALL = Recipe("convnet", {"widths": (4, 4), "hidden": 8}, epochs=2, batch_size=50, lr=0.05, synthetic=True)
+RICH = replace(
+    SMALL,
+    epochs=3,
+    classes=("disc", "cross", "stripes", "ring", "square"),
+    optimizer_options={"momentum": 0.9},
+    decay_biases=False,
+    schedule="cosine",
+    schedule_options={"warmup": 0.2},
+    label_smoothing=0.1,
+    accumulate=2,
+    clip_norm=1.0,
+    ema=0.5,
+    augment={"flip": "random", "translate": 2},
+    seed=3,
+    val=50,
+    drop_last=True,
+)
+CONTENTS = ["checkpoint.safetensors", "evaluation.json", "history.csv", "model.safetensors", "run.json"]
+
+
+@pytest.fixture(autouse=True)
+def _few_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    def few(train: bool) -> SyntheticCIFAR10:
+        return SyntheticCIFAR10(train, size=400 if train else 100)
+
+    monkeypatch.setattr("cifarnets.training.recipe.SyntheticCIFAR10", few)
+
+
+class StopAfter(Callback):
+    """Ends the fit as Ctrl-C does, after so many batches."""
+
+    def __init__(self, batches: int) -> None:
+        self.left = batches
+
+    def on_batch_end(self, trainer: Trainer) -> None:
+        self.left -= 1
+        if not self.left:
+            trainer.interrupted = True
+            trainer.stop()
+
+
+class Spy(Callback):
+    """Keeps the trainer, and what it learnt last."""
+
+    trainer: Trainer
+
+    def on_fit_end(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+
+
+def go(recipe: Recipe | None, folder: Path, *callbacks: Callback, **options: Any) -> Run:
+    return run(recipe, folder, callbacks=callbacks, device="cpu", progress=False, **options)
+
+
+def read(folder: Path, name: str = "run.json") -> Any:
+    return json.loads((folder / name).read_text())
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    """The history on disk, without what the clock says."""
+    with (folder / "history.csv").open() as file:
+        return [{key: value for key, value in row.items() if "second" not in key} for row in csv.DictReader(file)]
+
+
+def same_weights(one: nn.Module, other: nn.Module) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
+
+
+def on_test(recipe: Recipe, **options: Any) -> BatchLoader:
+    return BatchLoader(recipe.dataset(False), 1000, device="cpu", **options)
+
+
+class TestFolder:
+    def test_holds_all_that_is_needed_later(self, tmp_path: Path) -> None:
+        folder = tmp_path / "some" / "where"
+        result = go(SMALL, folder)
+        assert sorted(path.name for path in folder.iterdir()) == CONTENTS
+        assert result.folder == folder
+        assert result.recipe == SMALL
+        assert not result.interrupted
+        assert not result.model.training
+
+        content = read(folder)
+        assert content["recipe"] == json.loads(json.dumps(asdict(SMALL)))
+        (start,) = content["starts"]
+        assert start["versions"]["cifarnets"] == cifarnets.__version__
+        assert start["versions"]["torch"] == torch.__version__
+        assert start["machine"]["device"] == "cpu"
+        assert start["machine"]["processes"] == 1
+        assert start["command"] == sys.argv
+        assert start["time"].endswith("+00:00")
+
+        assert [row["epoch"] for row in rows(folder)] == ["1", "2"]
+        assert [float(row["loss"]) for row in rows(folder)] == result.history.column("loss")
+
+    def test_the_model_is_loaded_by_itself_and_says_how_it_was_trained(self, tmp_path: Path) -> None:
+        result = go(RICH, tmp_path / "run")
+        model: Any = load(tmp_path / "run" / "model.safetensors")
+        assert same_weights(model, result.model)
+        assert evaluate(model, on_test(RICH), "cpu") == result.evaluations["test"]
+        assert model.meta.classes == RICH.classes
+        assert model.meta.config["num_classes"] == 5
+        assert model.meta.mean == pytest.approx(RICH.dataset(True).constants[0])
+        assert model.meta.training == json.loads(json.dumps(asdict(RICH)))
+
+    def test_evaluations_are_those_of_the_images_they_name(self, tmp_path: Path) -> None:
+        result = go(replace(SMALL, val=50), tmp_path / "run")
+        assert {name: found.n for name, found in result.evaluations.items()} == {"train": 350, "test": 100, "val": 50}
+        assert result.evaluations["val"].accuracy == result.history[-1]["val_accuracy"]
+        assert result.evaluations["test"] == evaluate(result.model, on_test(SMALL), "cpu")
+        written = read(tmp_path / "run", "evaluation.json")
+        assert written == json.loads(json.dumps({name: e.to_dict() for name, e in result.evaluations.items()}))
+
+    def test_test_time_augmentation_is_an_entry_of_its_own(self, tmp_path: Path) -> None:
+        result = go(replace(SMALL, epochs=1, tta="mirror", val=50), tmp_path / "run")
+        assert set(result.evaluations) == {"train", "test", "val", "test (mirror)", "val (mirror)"}
+        assert result.evaluations["test (mirror)"] == evaluate(result.model, on_test(SMALL), "cpu", tta="mirror")
+        assert result.evaluations["test"] == evaluate(result.model, on_test(SMALL), "cpu")
+        assert set(read(tmp_path / "run", "evaluation.json")) == set(result.evaluations)
+
+    def test_a_moving_average_is_what_is_evaluated_and_saved(self, tmp_path: Path) -> None:
+        spy = Spy()
+        result = go(replace(SMALL, ema=0.9), tmp_path / "run", spy)
+        saved = load(tmp_path / "run" / "model.safetensors")
+        assert same_weights(saved, result.model)
+        assert not same_weights(saved, spy.trainer.model)
+        assert evaluate(saved, on_test(SMALL), "cpu") == result.evaluations["test"]
+        assert evaluate(spy.trainer.model, on_test(SMALL), "cpu") != result.evaluations["test"]
+
+    def test_a_folder_that_is_not_empty_is_left_alone(self, tmp_path: Path) -> None:
+        (tmp_path / "thesis.txt").write_text("all I have")
+        with pytest.raises(OutputError, match=r"holds files already \(thesis.txt …\); name another folder"):
+            go(SMALL, tmp_path)
+        with pytest.raises(OutputError, match="holds files already"):  # nothing in it to go on with
+            go(SMALL, tmp_path, resume=True)
+        assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+    def test_a_second_run_does_not_write_over_the_first(self, tmp_path: Path) -> None:
+        go(replace(SMALL, epochs=1), tmp_path / "run")
+        before = {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+        with pytest.raises(OutputError, match=r"go on with the run in it \(resume=True, --resume\)"):
+            go(replace(SMALL, epochs=1), tmp_path / "run")
+        assert {path: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+
+    @pytest.mark.parametrize("resume", [False, True])
+    def test_a_file_in_place_of_the_folder(self, resume: bool, tmp_path: Path) -> None:
+        (tmp_path / "run").write_text("mine")
+        for folder in (tmp_path / "run", tmp_path / "run" / "below"):
+            with pytest.raises(OutputError, match=r"cannot write into '.*run.*': "):
+                go(SMALL, folder, resume=resume)
+        assert (tmp_path / "run").read_text() == "mine"
+
+
+class TestRecipe:
+    def test_the_same_recipe_gives_the_same_run(self, tmp_path: Path) -> None:
+        one, other = (go(SMALL, tmp_path / name) for name in ("one", "other"))
+        assert same_weights(one.model, other.model)
+        assert one.evaluations == other.evaluations
+        assert rows(tmp_path / "one") == rows(tmp_path / "other")
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"seed": 1},
+            {"lr": 0.02},
+            {"batch_size": 40},
+            {"optimizer": "adamw"},
+            {"optimizer_options": {"momentum": 0.9}},
+            {"schedule": "cosine"},
+            {"label_smoothing": 0.2},
+            {"accumulate": 3},
+            {"clip_norm": 0.01},
+            {"precision": "bf16"},
+            {"ema": 0.9},
+            {"augment": {"flip": "random"}},
+            {"augment": {"flip": None, "cutout": 8}},
+            {"val": 50},
+        ],
+        ids=str,
+    )
+    def test_each_field_changes_what_is_learnt(self, change: dict[str, Any], plain: Run, tmp_path: Path) -> None:
+        assert not same_weights(go(replace(plain.recipe, **change), tmp_path / "run").model, plain.model)
+
+    @pytest.fixture
+    def plain(self, tmp_path: Path) -> Run:
+        return go(replace(SMALL, epochs=1), tmp_path / "plain")
+
+    def test_decay_spares_biases_when_told_to(self, tmp_path: Path) -> None:
+        decayed = replace(SMALL, epochs=1, lr=0.1, optimizer_options={"weight_decay": 9.0})
+        both, spared = Spy(), Spy()
+        go(decayed, tmp_path / "both", both)
+        go(replace(decayed, decay_biases=False), tmp_path / "spared", spared)
+
+        def biases(spy: Spy) -> Tensor:
+            return torch.cat([p.flatten() for name, p in spy.trainer.model.named_parameters() if "bias" in name])
+
+        assert biases(both).norm() < biases(spared).norm() / 2
+
+    def test_what_only_changes_the_way(self, tmp_path: Path) -> None:
+        plain = go(replace(SMALL, epochs=1), tmp_path / "plain")
+        other = replace(SMALL, epochs=1, channels_last=True, deterministic=True)
+        result = go(other, tmp_path / "other")
+        assert result.evaluations["test"].loss == pytest.approx(plain.evaluations["test"].loss, abs=1e-4)
+        assert not torch.are_deterministic_algorithms_enabled()  # afterwards as before
+
+    @pytest.mark.parametrize(("drop_last", "steps"), [(False, 3), (True, 2)])
+    def test_a_last_batch_that_is_not_full(self, drop_last: bool, steps: int, tmp_path: Path) -> None:
+        spy = Spy()
+        go(replace(SMALL, epochs=1, batch_size=150, drop_last=drop_last), tmp_path / "run", spy)
+        assert spy.trainer.step == steps
+
+    def test_a_model_that_is_set_from_images_is(self, tmp_path: Path) -> None:
+        recipe = replace(SMALL, model="airbench94", config={"widths": (24, 24, 24)}, epochs=1, val=50)
+        model: Any = go(recipe, tmp_path / "run").model
+        fresh: Any = cifarnets.models.create("airbench94", widths=(24, 24, 24))
+        torch.manual_seed(0)
+        train, _ = cifarnets.datasets.train_val_split(recipe.dataset(True), 50, 0)
+        fresh.prepare(torch.stack([image for image, _ in train]))
+        assert torch.allclose(model.whiten.weight, fresh.whiten.weight, atol=1e-4)
+
+    def test_more_outputs_than_classes(self, tmp_path: Path) -> None:
+        recipe = replace(SMALL, config={**SMALL.config, "num_classes": 12}, epochs=1)
+        assert load(go(recipe, tmp_path / "run").folder / "model.safetensors").meta.config["num_classes"] == 12
+
+    def test_datasets(self, tiny_root: Path) -> None:
+        some = replace(SMALL, classes=("ring", "disc"))
+        assert some.dataset(True).classes == ("ring", "disc")
+        assert len(some.dataset(False)) == 20
+        assert len(SMALL.dataset(True)) == 400
+        real = Recipe("convnet").dataset(False, tiny_root)
+        assert isinstance(real, CIFAR10Normalized)
+        assert len(real) == 20
+        assert len(Recipe("convnet", classes=["cat"]).dataset(True, tiny_root)) == 10
+
+    def test_trains_on_cifar10_files(self, tiny_root: Path, tmp_path: Path) -> None:
+        result = go(replace(SMALL, synthetic=False, epochs=1), tmp_path / "run", root=tiny_root)
+        assert result.evaluations["train"].n == 100
+        assert list(result.evaluations["test"].per_class) == list(cifarnets.datasets.cifar10.CLASSES)
+
+    @pytest.mark.parametrize(
+        ("change", "error", "message"),
+        [
+            ({"model": "convnett"}, UnknownNameError, "Did you mean 'convnet'"),
+            ({"optimizer": "sdg"}, UnknownNameError, "Did you mean 'sgd'"),
+            ({"schedule": "cosin"}, UnknownNameError, "Did you mean 'cosine'"),
+            ({"classes": ("disk",)}, UnknownNameError, "Did you mean 'disc'"),
+            ({"config": {"depth": 3}}, InputError, "depth"),
+            ({"optimizer_options": {"speed": 3}}, InputError, "speed"),
+            ({"augment": {"flip": "always"}}, InputError, "flip must be"),
+            ({"ema": 2.0}, InputError, "decay must be"),
+            ({"val": 400}, InputError, "400"),
+            ({"epochs": 0}, InputError, "epochs must be at least 1"),
+            ({"synthetic": False}, DataNotFoundError, "no CIFAR-10 at"),
+        ],
+        ids=lambda value: str(value) if isinstance(value, dict) else "",
+    )
+    def test_what_cannot_be_run(
+        self, change: dict[str, Any], error: type[CifarNetsError], message: str, tmp_path: Path
+    ) -> None:
+        with pytest.raises(error, match=message):
+            go(replace(SMALL, **change), tmp_path / "run", root=tmp_path)
+
+
+class TestResume:
+    @pytest.mark.parametrize("recipe", [SMALL, RICH], ids=["small", "rich"])
+    @pytest.mark.parametrize("stops", [(3,), (8,), (1, 2, 5)], ids=str)
+    def test_ends_as_if_it_had_never_stopped(self, recipe: Recipe, stops: tuple[int, ...], tmp_path: Path) -> None:
+        whole = go(recipe, tmp_path / "whole")
+        folder = tmp_path / "stopped"
+        for count, batches in enumerate(stops):
+            stopped = go(None if count else recipe, folder, StopAfter(batches), resume=bool(count))
+            assert stopped.interrupted
+            assert len(stopped.history) < recipe.epochs
+            torch.rand(7)  # whatever else the process does
+        result = go(None, folder, resume=True)
+        assert not result.interrupted
+        assert json.dumps(asdict(result.recipe)) == json.dumps(asdict(recipe))
+        assert same_weights(result.model, whole.model)
+        assert result.evaluations == whole.evaluations
+        assert rows(folder) == rows(tmp_path / "whole")
+        assert sorted(path.name for path in folder.iterdir()) == CONTENTS
+        assert len(read(folder)["starts"]) == len(stops) + 1
+
+    def test_a_stopped_run_leaves_a_model_that_says_how_far_it_came(self, tmp_path: Path) -> None:
+        stopped = go(replace(SMALL, epochs=9), tmp_path / "run", StopAfter(12))  # of 8 batches an epoch
+        model: Any = load(tmp_path / "run" / "model.safetensors")
+        assert model.meta.training["epochs"] == len(stopped.history) == 1
+        assert same_weights(model, stopped.model)
+        assert set(stopped.evaluations) == {"train", "test"}
+
+    def test_checkpoints_within_an_epoch_outlive_a_crash(self, tmp_path: Path) -> None:
+        class Crash(Callback):
+            def on_batch_end(self, trainer: Trainer) -> None:
+                if trainer.batch == 6:
+                    raise MemoryError("out of memory")
+
+        whole = go(SMALL, tmp_path / "whole")
+        folder = tmp_path / "crashed"
+        with pytest.raises(CifarNetsError, match="out of memory"):
+            go(SMALL, folder, Crash(), checkpoint_every=4)
+        assert sorted(path.name for path in folder.iterdir()) == ["checkpoint.safetensors", "run.json"]
+        spy = StopAfter(12)
+        assert same_weights(go(SMALL, folder, spy, resume=True).model, whole.model)
+        assert spy.left == 0  # the twelve that were left, of sixteen
+
+    def test_a_finished_run_is_evaluated_again(self, tmp_path: Path) -> None:
+        first = go(SMALL, tmp_path / "run")
+        (tmp_path / "run" / "model.safetensors").unlink()
+        again = go(None, tmp_path / "run", resume=True)
+        assert again.evaluations == first.evaluations
+        assert same_weights(load(tmp_path / "run" / "model.safetensors"), first.model)
+
+    def test_starts_a_run_that_is_not_there(self, tmp_path: Path) -> None:
+        result = go(replace(SMALL, epochs=1), tmp_path / "run", resume=True)
+        assert sorted(path.name for path in result.folder.iterdir()) == CONTENTS
+        assert len(read(result.folder)["starts"]) == 1
+
+    def test_takes_the_same_recipe_whatever_its_sequences_are(self, tmp_path: Path) -> None:
+        recipe = replace(SMALL, epochs=1, classes=("disc", "ring"))
+        go(recipe, tmp_path / "run")
+        go(replace(recipe, classes=["disc", "ring"]), tmp_path / "run", resume=True)
+
+    def test_refuses_another_recipe_and_says_what_differs(self, tmp_path: Path) -> None:
+        go(replace(SMALL, epochs=1), tmp_path / "run")
+        before = (tmp_path / "run" / "run.json").read_bytes()
+        with pytest.raises(
+            InputError, match=r"has another recipe: epochs 1, not 2; optimizer 'sgd', not 'adamw'; lr 0.05, not 0.1\.$"
+        ):
+            go(replace(SMALL, optimizer="adamw", lr=0.1), tmp_path / "run", resume=True)
+        assert (tmp_path / "run" / "run.json").read_bytes() == before
+
+    def test_there_is_no_run(self, tmp_path: Path) -> None:
+        for folder in (tmp_path, tmp_path / "nowhere"):
+            with pytest.raises(InputError, match=r"there is no run in '.*' to go on with"):
+                go(None, folder, resume=True)
+        with pytest.raises(InputError, match="there is no run"):
+            go(None, tmp_path)
+        assert not list(tmp_path.iterdir())
+
+    @pytest.mark.parametrize(
+        "content",
+        [
+            b"",
+            b'{"recipe": {',
+            b"[]",
+            b"{}",
+            b"\xff\xfe",
+            b'{"recipe": {"model": "convnet"}}',
+            b'{"recipe": {"epochs": 3}, "starts": []}',
+            b'{"recipe": {"model": "convnet", "colour": "red"}, "starts": []}',
+            b'{"recipe": {"model": "convnet"}, "starts": 3}',
+            b'{"recipe": ["model"], "starts": []}',
+        ],
+        ids=str,
+    )
+    def test_a_damaged_run_file(self, content: bytes, tmp_path: Path) -> None:
+        (tmp_path / "run.json").write_bytes(content)
+        for recipe in (None, SMALL):
+            with pytest.raises(InputError, match=r"run.json' is damaged: "):
+                go(recipe, tmp_path, resume=True)
+        assert (tmp_path / "run.json").read_bytes() == content
