@@ -1,0 +1,361 @@
+"""The command line, thin: parse, call, print."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import cifarnets
+from cifarnets.datasets import (
+    ARTICLE_MEAN,
+    ARTICLE_STD,
+    BatchLoader,
+    CIFAR10Normalized,
+    cifar_subset,
+    download_cifar10,
+)
+from cifarnets.errors import CifarNetsError, DownloadError, InputError, OutputError
+from cifarnets.models.meta import get_meta
+from cifarnets.training import ArticleLog, Recipe, Run, distributed, run
+from cifarnets.training.schedules import SCHEDULES
+
+EXAMPLES = """\
+examples:
+  cifarnets demo                                       the whole story in two minutes
+  cifarnets download                                   fetch CIFAR-10 (170 MB) once
+  cifarnets list 'conv*'
+  cifarnets train convnet --classes airplane,automobile,ship --epochs 100
+  cifarnets evaluate runs/convnet/model.safetensors
+  cifarnets predict runs/convnet/model.safetensors plane.png ship.jpg --topk 3
+
+CIFAR-10 is looked for in --data-root, then $CIFARNETS_DATA, then the user's cache folder.
+Exit status: 0 success, 1 failure, 2 bad usage, 130 interrupted by Ctrl-C.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        arguments: Words after `cifarnets`; None takes them from the command line.
+
+    Returns:
+        The exit status: 0, 1 for an error that the user can mend, 130 after Ctrl-C.
+
+    Raises:
+        SystemExit: 2, from argparse, when the words make no sense; 0 after `--help` and `--version`.
+    """
+    options = _parser().parse_args(arguments)
+    try:
+        status = int(options.command(options) or 0)
+        sys.stdout.flush()  # here, where a reader that has gone is no failure
+        return status
+    except CifarNetsError as error:
+        print(f"cifarnets: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader (head, less) has gone; what is still to be flushed must not go into the closed pipe.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _list(options: argparse.Namespace) -> None:
+    found = [cifarnets.models.info(name) for name in cifarnets.models.list_models(options.pattern)]
+    if options.json:
+        _print_json([asdict(model) for model in found])
+    elif not found:
+        raise InputError(f"no model matches {options.pattern!r}; `cifarnets list` shows all.")
+    else:
+        for model in found:
+            print(f"{model.name:<20} {model.parameters:>10,} parameters  {model.description}")
+
+
+def _info(options: argparse.Namespace) -> None:
+    model = cifarnets.models.info(options.name)
+    if options.json:
+        _print_json(asdict(model))
+        return
+    print(f"{model.name}: {model.description}\n")
+    print("arguments of create():")
+    for key, value in model.config.items():
+        print(f"  {key} = {value!r}")
+    print(f"\n{cifarnets.models.summary(cifarnets.models.create(options.name))}")
+
+
+def _download(options: argparse.Namespace) -> None:
+    folder = download_cifar10(options.data_root)
+    CIFAR10Normalized(folder, train=True)
+    CIFAR10Normalized(folder, train=False)
+    print(f"CIFAR-10 is in {folder}, and every batch is the published one.")
+
+
+def _train(options: argparse.Namespace) -> int:
+    if options.name is None and options.resume is None:
+        raise InputError("name a model of `cifarnets list`, or a run to go on with: --resume DIR.")
+    if options.name is None:
+        said = [f"--{key.replace('_', '-')}" for key, usual in options.recipe.items() if getattr(options, key) != usual]
+        if said:
+            raise InputError(f"a run goes on with the recipe that it was started with; drop {', '.join(said)}.")
+    recipe = None if options.name is None else _recipe(options)
+    folder = options.resume or options.out or _new_folder(Path("runs") / options.name)
+    result = run(
+        recipe,
+        folder,
+        resume=options.resume is not None,
+        root=options.data_root,
+        device=options.device,
+        callbacks=[] if options.quiet else [ArticleLog()],
+        checkpoint_every=options.checkpoint_every,
+        progress=not options.quiet,
+    )
+    distributed.leave()
+    if result.evaluations:  # in the process that writes
+        for name, evaluation in result.evaluations.items():
+            print(f"Accuracy {name}: {evaluation.accuracy:.4f}")
+        print(f"The run is in {folder}: {', '.join(sorted(path.name for path in result.folder.iterdir()))}")
+    return _ended(result)
+
+
+def _recipe(options: argparse.Namespace) -> Recipe:
+    return Recipe(
+        model=options.name,
+        config={} if options.num_classes is None else {"num_classes": options.num_classes},
+        classes=tuple(options.classes.split(",")) if options.classes else (),
+        epochs=options.epochs,
+        batch_size=options.batch_size,
+        optimizer=options.optimizer,
+        lr=options.lr,
+        optimizer_options=dict(options.option),
+        decay_biases=not options.no_decay_biases,
+        schedule=options.schedule,
+        schedule_options=dict(options.schedule_option),
+        label_smoothing=options.label_smoothing,
+        accumulate=options.accumulate,
+        clip_norm=options.clip_norm,
+        precision=options.precision,
+        compile=options.compile,
+        channels_last=options.channels_last,
+        deterministic=options.deterministic,
+        ema=options.ema,
+        seed=options.seed,
+        val=options.val,
+        synthetic=options.synthetic,
+    )
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    model = cifarnets.load(options.weights)
+    meta = get_meta(model)
+    assert meta is not None  # load gives registered models only
+    mean, std = meta.mean or ARTICLE_MEAN, meta.std or ARTICLE_STD
+    full = CIFAR10Normalized(options.data_root, train=options.split == "train", mean=mean, std=std)
+    dataset = cifar_subset(full, meta.classes) if meta.classes else full
+    result = cifarnets.evaluate(model, BatchLoader(dataset, 1000, device=options.device), options.device)
+    if options.json:
+        _print_json(result.to_dict())
+    else:
+        print(result)
+
+
+def _predict(options: argparse.Namespace) -> None:
+    model = cifarnets.load(options.weights)
+    answers: Any = cifarnets.predict(model, options.images, options.topk, device=options.device)
+    named = list(zip(options.images, answers, strict=True))
+    if options.json:
+        _print_json([{"image": image, "top": answer} for image, answer in named])
+        return
+    for image, answer in named:
+        print(f"{image}: " + ", ".join(f"{name} {probability:.3f}" for name, probability in answer))
+
+
+def _demo(options: argparse.Namespace) -> int:
+    """The main job, end to end: data, training, evaluation, a file, the file read back, pictures."""
+    synthetic = not _find_cifar10(options)
+    names = ("airplane", "automobile", "ship")
+    recipe = Recipe(
+        model="convnet",
+        classes=cifarnets.datasets.SyntheticCIFAR10(train=False, size=10).classes[:3] if synthetic else names,
+        epochs=options.epochs,
+        optimizer_options={"momentum": 0.9},
+        synthetic=synthetic,
+    )
+    folder = options.out or _new_folder(Path("cifarnets-demo"))
+    print(
+        f"Training the article's net ({', '.join(recipe.classes)}; {recipe.epochs} epochs, SGD, lr 0.01, momentum 0.9)"
+    )
+    result = run(recipe, folder, root=options.data_root, device=options.device, callbacks=[ArticleLog(every=1)])
+    print(f"\nOn the test images:\n{result.evaluations['test']}\n")
+
+    path = result.folder / "model.safetensors"
+    model = cifarnets.load(path)
+    test = recipe.dataset(False, options.data_root)
+    again = cifarnets.evaluate(model, BatchLoader(test, 1000, device=options.device), options.device)
+    if again != result.evaluations["test"]:
+        raise CifarNetsError(f"the model read back from {path} does not agree with the one that was saved.")
+    print(f"Saved, loaded back, and both agree: {path} ({path.stat().st_size:,} bytes)\n")
+
+    shown = [int((test.labels == label).nonzero()[0]) for label in range(3)]
+    answers: Any = cifarnets.predict(model, test.images[shown], topk=2, device=options.device)
+    for index, answer in zip(shown, answers, strict=True):
+        guesses = ", ".join(f"{name} {probability:.2f}" for name, probability in answer)
+        print(f"test image {index}, {test.classes[int(test.labels[index])]}: {guesses}")
+
+    print(f"\nEverything lies in {result.folder.resolve()}:")
+    contents = {
+        "run.json": "what was run, with versions and seed",
+        "history.csv": "loss and accuracy of every epoch",
+        "model.safetensors": "the weights; cifarnets.load() needs nothing else",
+        "evaluation.json": "accuracy, calibration and confusion on training and test images",
+    }
+    for name, meaning in contents.items():
+        print(f"  {name:<18} {meaning}")
+    return _ended(result)
+
+
+def _find_cifar10(options: argparse.Namespace) -> bool:
+    """Whether CIFAR-10 is there, after a short try to download it; says in one line where it is, or why not."""
+    root = cifarnets.datasets.cifar10.data_root(options.data_root)
+    if not cifarnets.datasets.cifar10.is_complete(root):
+        try:
+            download_cifar10(root, time_limit=45)
+        except (DownloadError, OutputError) as error:
+            reason = " ".join(str(error).split())
+            print(f"No CIFAR-10 here, and no download: {reason} Drawing a synthetic set instead.")
+            return False
+    print(f"CIFAR-10: {root}")
+    return True
+
+
+def _new_folder(stem: Path) -> Path:
+    """The stem with the time behind it, and a number too if a run was started in the same second."""
+    dated = f"{stem}-{datetime.now():%Y%m%d-%H%M%S}"
+    names = [dated, *(f"{dated}-{number}" for number in range(2, 100))]
+    return next(path for path in map(Path, names) if not path.exists())
+
+
+def _ended(result: Run) -> int:
+    if result.interrupted:
+        print(
+            f"Stopped after {len(result.history)} of {result.recipe.epochs} epochs. Go on from the very batch with:\n"
+            f"  cifarnets train --resume {result.folder}"
+        )
+        return 130
+    return 0
+
+
+def _print_json(content: Any) -> None:
+    print(json.dumps(content, indent=2))
+
+
+def _parser() -> argparse.ArgumentParser:
+    style: Any = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("cifarnets", description=cifarnets.__doc__, epilog=EXAMPLES, formatter_class=style)
+    parser.add_argument("--version", action="version", version=f"cifarnets {cifarnets.__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    as_json = argparse.ArgumentParser(add_help=False)
+    as_json.add_argument("--json", action="store_true", help="print JSON, for scripts")
+    data = argparse.ArgumentParser(add_help=False)
+    data.add_argument("--data-root", type=Path, metavar="DIR", help="the folder that holds cifar-10-batches-py")
+    device = argparse.ArgumentParser(add_help=False)
+    device.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps … (default: auto)")
+
+    def command(name: str, function: Any, summary: str, parents: Sequence[argparse.ArgumentParser] = ()) -> Any:
+        made = commands.add_parser(name, help=summary, description=f"{summary}.", parents=parents)
+        made.set_defaults(command=function)
+        return made
+
+    demo = command("demo", _demo, "train, evaluate, save, load and predict, in under two minutes", [data, device])
+    demo.add_argument("--epochs", type=_positive, default=10, help="default: 10")
+    demo.add_argument("--out", type=Path, metavar="DIR", help="where everything goes (default: a new folder here)")
+
+    listing = command("list", _list, "list the models", [as_json])
+    listing.add_argument("pattern", nargs="?", default="*", help="a shell pattern, such as 'conv*'")
+
+    info = command("info", _info, "show a model's arguments and layers", [as_json])
+    info.add_argument("name")
+
+    command("download", _download, "fetch CIFAR-10 and check it", [data])
+
+    train = command("train", _train, "train a model on CIFAR-10 and keep the run in a folder", [data, device])
+    train.add_argument("name", nargs="?", help="a model of `cifarnets list`")
+    train.add_argument("--out", type=Path, metavar="DIR", help="run folder (default: runs/NAME-DATE-TIME)")
+    train.add_argument(
+        "--resume", type=Path, metavar="DIR", help="go on with the run in this folder; with NAME, start it if it is new"
+    )
+    train.add_argument("--quiet", action="store_true", help="no progress bar, and no line every ten epochs")
+    what = train.add_argument_group("what to train on")
+    what.add_argument("--classes", metavar="A,B,…", help="these classes only, relabelled from 0")
+    what.add_argument("--num-classes", type=_positive, metavar="N", help="outputs (default: one a class)")
+    what.add_argument("--val", type=int, default=0, metavar="N", help="hold out N training images and evaluate on them")
+    what.add_argument("--synthetic", action="store_true", help="drawn pictures, which need no data")
+    how = train.add_argument_group("how (the defaults are the article's)")
+    how.add_argument("--epochs", type=_positive, default=20, help="default: 20")
+    how.add_argument("--batch-size", type=_positive, default=64, help="default: 64")
+    how.add_argument("--optimizer", default="sgd", help="an optimizer of torch, such as sgd or adamw (default: sgd)")
+    how.add_argument("--lr", type=float, default=1e-2, help="learning rate, or its peak (default: 0.01)")
+    pairs: Any = {"type": _option, "action": "append", "default": [], "metavar": "K=V"}
+    how.add_argument("--option", **pairs, help="of the optimizer: momentum=0.9")
+    how.add_argument("--no-decay-biases", action="store_true", help="no weight decay on biases and normalisation")
+    how.add_argument("--schedule", choices=list(SCHEDULES), help="of the learning rate, per batch")
+    how.add_argument("--schedule-option", **pairs, help="of the schedule: warmup=0.1")
+    how.add_argument("--label-smoothing", type=float, default=0.0, metavar="X", help="default: 0")
+    how.add_argument("--accumulate", type=_positive, default=1, metavar="N", help="batches an optimizer step")
+    how.add_argument("--clip-norm", type=float, metavar="X", help="limit of the norm of all gradients")
+    how.add_argument("--ema", type=float, metavar="DECAY", help="evaluate and save a moving average of the weights")
+    how.add_argument("--seed", type=_seed, default=0, help="default: 0")
+    fast = train.add_argument_group("how fast")
+    fast.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="fp32", help="default: fp32")
+    fast.add_argument("--compile", action="store_true", help="torch.compile the model")
+    fast.add_argument("--channels-last", action="store_true", help="[N, H, W, C] in memory")
+    fast.add_argument("--deterministic", action="store_true", help="deterministic algorithms only")
+    fast.add_argument(
+        "--checkpoint-every", type=_positive, metavar="N", help="batches between checkpoints (default: one an epoch)"
+    )
+
+    words = [action for group in (what, how, fast) for action in group._group_actions]
+    train.set_defaults(recipe={word.dest: word.default for word in words if word.dest != "checkpoint_every"})
+
+    evaluate = command("evaluate", _evaluate, "measure a weight file on CIFAR-10", [data, device, as_json])
+    evaluate.add_argument("weights", help="a .safetensors file, or hf://owner/repo")
+    evaluate.add_argument("--split", choices=("test", "train"), default="test", help="default: test")
+
+    predict = command("predict", _predict, "classify pictures", [device, as_json])
+    predict.add_argument("weights", help="a .safetensors file, or hf://owner/repo")
+    predict.add_argument("images", nargs="+", metavar="IMAGE", help="picture files of any size")
+    predict.add_argument("--topk", type=int, default=1, metavar="K", help="classes to name (default: 1)")
+    return parser
+
+
+def _positive(text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not {text!r}")
+    return value
+
+
+def _seed(text: str) -> int:
+    value = int(text)
+    if not 0 <= value < 2**63:
+        raise argparse.ArgumentTypeError(f"must be from 0 to 2^63 - 1, not {value}")
+    return value
+
+
+def _option(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not key or not equals:
+        raise argparse.ArgumentTypeError(f"must read KEY=VALUE, not {text!r}")
+    try:
+        return key, json.loads(value)
+    except ValueError:
+        return key, value

@@ -1,0 +1,601 @@
+"""Every command, as its user sees it: what is printed where, what lies on disk, and the exit status."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import PIL.Image
+import pytest
+import torch
+
+import cifarnets
+from cifarnets import Trainer, cli, evaluate, load, models, save
+from cifarnets.cli import main
+from cifarnets.datasets import BatchLoader, CIFAR10Normalized, SyntheticCIFAR10, cifar_subset
+from cifarnets.errors import DownloadError
+from cifarnets.training import Callback
+
+CONTENTS = ["checkpoint.safetensors", "evaluation.json", "history.csv", "model.safetensors", "run.json"]
+TRAIN = ["train", "convnet", "--synthetic", "--device", "cpu", "--epochs", "1", "--batch-size", "100"]
+
+
+@pytest.fixture(autouse=True)
+def _somewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty folder to work in, and no more pictures than needed."""
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+
+    def few(train: bool) -> SyntheticCIFAR10:
+        return SyntheticCIFAR10(train, size=300 if train else 100)
+
+    monkeypatch.setattr("cifarnets.training.recipe.SyntheticCIFAR10", few)
+
+
+class Stop(Callback):
+    """In place of the ArticleLog: Ctrl-C in the second epoch."""
+
+    def __init__(self, every: int = 10) -> None:
+        self.every = every
+
+    def on_batch_start(self, trainer: Trainer) -> None:
+        if trainer.epoch == 1 and trainer.batch == 1:
+            trainer.interrupted = True
+            trainer.stop()
+
+
+def no_cifar10(*_: Any, **__: Any) -> Path:
+    raise DownloadError("no source delivered the file:\n  somewhere: unreachable.")
+
+
+def recipe_of(folder: str | Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((Path(folder) / "run.json").read_text())["recipe"]
+    return content
+
+
+def fails(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """Run a command that cannot work, and give its one message."""
+    assert main(words) == 1
+    printed = capsys.readouterr()
+    assert printed.err.startswith("cifarnets: ")
+    assert "Traceback" not in printed.err
+    return printed.err
+
+
+class TestList:
+    def test_all(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["list"]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert [line.split()[0] for line in lines] == models.list_models()
+        (line,) = [line for line in lines if line.startswith("convnet ")]
+        assert "18,354 parameters  Convolutional net of the article" in line
+
+    def test_pattern(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["list", "conv*"]) == 0
+        assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["convnet", "convnet_functional"]
+
+    def test_no_match(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert fails(capsys, "list", "resnet*") == (
+            "cifarnets: no model matches 'resnet*'; `cifarnets list` shows all.\n"
+        )
+        assert main(["list", "resnet*", "--json"]) == 0
+        assert json.loads(capsys.readouterr().out) == []
+
+    def test_json(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["list", "convnet", "--json"]) == 0
+        (model,) = json.loads(capsys.readouterr().out)
+        assert model["name"] == "convnet"
+        assert model["parameters"] == 18354
+        assert model["config"]["num_classes"] == 10
+
+
+class TestInfo:
+    def test_text(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["info", "convnet"]) == 0
+        printed = capsys.readouterr().out
+        assert printed.startswith("convnet: Convolutional net")
+        assert "num_classes = 10" in printed
+        assert "pool = 'max'" in printed
+        assert re.search(r"conv1 +Conv2d +16×32×32 +448", printed)
+        assert re.search(r"total +18,354", printed)
+
+    def test_json(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["info", "fcnet", "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["parameters"] == 3738506
+
+    def test_a_misspelt_name(self, capsys: pytest.CaptureFixture[str]) -> None:
+        message = fails(capsys, "info", "convent")
+        assert "unknown model 'convent'. Did you mean 'convnet'?" in message
+        assert len(message.splitlines()) == 1
+
+
+class TestWords:
+    def test_version(self, capsys: pytest.CaptureFixture[str]) -> None:
+        with pytest.raises(SystemExit) as exit_:
+            main(["--version"])
+        assert exit_.value.code == 0
+        assert capsys.readouterr().out == f"cifarnets {cifarnets.__version__}\n"
+
+    def test_help_teaches_by_examples_that_parse(self, capsys: pytest.CaptureFixture[str]) -> None:
+        with pytest.raises(SystemExit) as exit_:
+            main(["--help"])
+        assert exit_.value.code == 0
+        printed = capsys.readouterr().out
+        for name in ("demo", "list", "info", "download", "train", "evaluate", "predict"):
+            assert re.search(rf"^    {name} +\w+", printed, re.MULTILINE)
+        assert "Exit status: 0 success, 1 failure, 2 bad usage, 130 interrupted" in printed
+        examples = [re.split(r"  +", line.strip())[0] for line in cli.EXAMPLES.splitlines() if "  cifarnets" in line]
+        assert len(examples) == 6
+        for example in examples:
+            assert example in printed
+            cli._parser().parse_args([word.strip("'") for word in example.split()[1:]])
+
+    @pytest.mark.parametrize("name", ["demo", "list", "info", "download", "train", "evaluate", "predict"])
+    def test_help_of_a_command(self, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+        with pytest.raises(SystemExit) as exit_:
+            main([name, "--help"])
+        assert exit_.value.code == 0
+        assert capsys.readouterr().out.startswith(f"usage: cifarnets {name} ")
+
+    @pytest.mark.parametrize(
+        ("words", "message"),
+        [
+            ([], "required: COMMAND"),
+            (["fly"], "invalid choice: 'fly'"),
+            (["info"], "required: name"),
+            (["predict", "model.safetensors"], "required: IMAGE"),
+            (["list", "--colour"], "unrecognized arguments: --colour"),
+            (["train", "convnet", "--epochs", "0"], "must be a whole number of at least 1, not '0'"),
+            (["train", "convnet", "--epochs", "many"], "must be a whole number of at least 1, not 'many'"),
+            (["train", "convnet", "--batch-size", "-3"], "must be a whole number of at least 1, not '-3'"),
+            (["train", "convnet", "--option", "momentum"], "must read KEY=VALUE, not 'momentum'"),
+            (["train", "convnet", "--option", "=0.9"], "must read KEY=VALUE, not '=0.9'"),
+            (["train", "convnet", "--schedule", "sine"], "invalid choice: 'sine'"),
+            (["train", "convnet", "--precision", "fp8"], "invalid choice: 'fp8'"),
+            (["evaluate", "model.safetensors", "--split", "val"], "invalid choice: 'val'"),
+        ],
+        ids=" ".join,
+    )
+    def test_what_makes_no_sense(
+        self, words: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    ) -> None:
+        with pytest.raises(SystemExit) as exit_:
+            main(words)
+        assert exit_.value.code == 2
+        printed = capsys.readouterr()
+        assert printed.out == ""
+        assert message in printed.err
+        assert not list((tmp_path / "work").iterdir())
+
+    @pytest.mark.parametrize(
+        ("text", "pair"),
+        [
+            ("momentum=0.9", ("momentum", 0.9)),
+            ("nesterov=true", ("nesterov", True)),
+            ("betas=[0.9, 0.95]", ("betas", [0.9, 0.95])),
+            ("mode=triangular2", ("mode", "triangular2")),
+            ("a=b=c", ("a", "b=c")),
+            ("foreach=null", ("foreach", None)),
+            ("empty=", ("empty", "")),
+        ],
+        ids=str,
+    )
+    def test_options_are_json_or_else_text(self, text: str, pair: tuple[str, Any]) -> None:
+        assert cli._option(text) == pair
+
+
+class TestTrain:
+    def test_leaves_a_run_and_says_where(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main([*TRAIN, "--epochs", "2"]) == 0
+        (folder,) = Path("runs").iterdir()
+        assert re.fullmatch(r"convnet-\d{8}-\d{6}", folder.name)
+        assert sorted(path.name for path in folder.iterdir()) == CONTENTS
+        log, *accuracies, where = capsys.readouterr().out.splitlines()
+        assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d+ Epoch 1, Training loss \d\.\d+", log)
+        found = json.loads((folder / "evaluation.json").read_text())
+        assert accuracies == [f"Accuracy {name}: {found[name]['accuracy']:.4f}" for name in ("train", "test")]
+        assert where == f"The run is in {folder}: {', '.join(CONTENTS)}"
+        assert load(folder / "model.safetensors").meta.training["lr"] == 0.01
+
+    def test_every_option_reaches_the_recipe(self, capsys: pytest.CaptureFixture[str]) -> None:
+        given = """--out here --classes disc,cross,ring --num-classes 4 --val 30 --batch-size 30 --optimizer adamw
+            --lr 0.002 --option weight_decay=0.1 --option betas=[0.8,0.9] --no-decay-biases --schedule cosine
+            --schedule-option warmup=0.2 --schedule-option final=0.1 --label-smoothing 0.1 --accumulate 2
+            --clip-norm 0.5 --ema 0.9 --seed 7 --precision bf16 --channels-last --deterministic
+            --checkpoint-every 1"""
+        assert main([*TRAIN, *given.split()]) == 0
+        expected = {
+            "model": "convnet",
+            "config": {"num_classes": 4},
+            "classes": ["disc", "cross", "ring"],
+            "val": 30,
+            "epochs": 1,
+            "batch_size": 30,
+            "optimizer": "adamw",
+            "lr": 0.002,
+            "optimizer_options": {"weight_decay": 0.1, "betas": [0.8, 0.9]},
+            "decay_biases": False,
+            "schedule": "cosine",
+            "schedule_options": {"warmup": 0.2, "final": 0.1},
+            "label_smoothing": 0.1,
+            "accumulate": 2,
+            "clip_norm": 0.5,
+            "ema": 0.9,
+            "seed": 7,
+            "precision": "bf16",
+            "channels_last": True,
+            "deterministic": True,
+            "compile": False,
+            "synthetic": True,
+        }
+        recipe = recipe_of("here")
+        assert {key: recipe[key] for key in expected} == expected
+        assert sorted(path.name for path in Path("here").iterdir()) == CONTENTS
+        assert re.findall(r"^Accuracy (\w+): 0\.\d{4}$", capsys.readouterr().out, re.MULTILINE) == [
+            "train",
+            "test",
+            "val",
+        ]
+        assert load("here/model.safetensors").meta.classes == ("disc", "cross", "ring")
+
+    def test_the_defaults_are_the_articles(self) -> None:
+        recipe = cli._recipe(cli._parser().parse_args(["train", "convnet"]))
+        assert recipe == cifarnets.training.Recipe("convnet")
+
+    def test_quiet(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main([*TRAIN, "--quiet", "--out", "here"]) == 0
+        printed = capsys.readouterr()
+        assert printed.err == ""
+        assert [line.split()[0] for line in printed.out.splitlines()] == ["Accuracy", "Accuracy", "The"]
+
+    def test_interrupted_and_gone_on_with(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        words = [*TRAIN, "--epochs", "3", "--option", "momentum=0.9"]
+        with monkeypatch.context() as patch:
+            patch.setattr(cli, "ArticleLog", Stop)
+            assert main([*words, "--out", "stopped"]) == 130
+        printed = capsys.readouterr().out
+        assert "Stopped after 1 of 3 epochs. Go on from the very batch with:" in printed
+        advice = printed.splitlines()[-1]
+        assert advice == "  cifarnets train --resume stopped"
+
+        assert main(advice.split()[1:]) == 0
+        assert "Stopped" not in capsys.readouterr().out
+        assert main([*words, "--out", "whole"]) == 0
+        model, other = (load(f"{folder}/model.safetensors").state_dict() for folder in ("stopped", "whole"))
+        assert all(torch.equal(model[key], other[key]) for key in model)
+        assert Path("stopped/evaluation.json").read_bytes() == Path("whole/evaluation.json").read_bytes()
+
+    def test_ctrl_c_at_once(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        def press(self: Trainer, *_: Any) -> None:
+            if self.epoch == 1:
+                raise KeyboardInterrupt
+            usual(self, *_)
+
+        usual = Trainer.run_batch
+        with monkeypatch.context() as patch:
+            patch.setattr(Trainer, "run_batch", press)
+            assert main([*TRAIN, "--epochs", "2", "--out", "here"]) == 130
+        assert "Stopped after 1 of 2 epochs." in capsys.readouterr().out
+        assert main(["train", "--resume", "here"]) == 0
+        assert len(Path("here/history.csv").read_text().splitlines()) == 3
+
+    def test_ctrl_c_before_anything(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        def press(*_: Any, **__: Any) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(cli, "run", press)
+        assert main(TRAIN) == 130
+        assert "Traceback" not in capsys.readouterr().err
+
+    def test_resume_with_a_name_starts_and_then_goes_on(self, capsys: pytest.CaptureFixture[str]) -> None:
+        words = [*TRAIN, "--resume", "here", "--quiet"]
+        assert main(words) == 0
+        first = capsys.readouterr().out
+        assert main(words) == 0  # finished: evaluated again
+        assert capsys.readouterr().out == first
+        assert "another recipe: lr 0.01, not 0.5." in fails(capsys, *words, "--lr", "0.5")
+
+    def test_resume_where_there_is_no_run(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert fails(capsys, "train", "--resume", "nowhere") == (
+            "cifarnets: there is no run in 'nowhere' to go on with.\n"
+        )
+        assert not Path("nowhere").exists()
+
+    def test_without_a_name(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert fails(capsys, "train") == (
+            "cifarnets: name a model of `cifarnets list`, or a run to go on with: --resume DIR.\n"
+        )
+
+    def test_where_nothing_can_be_written(self, capsys: pytest.CaptureFixture[str]) -> None:
+        Path("file").write_text("mine")
+        for out in ("file", "file/below"):
+            assert f"cannot write into {str(Path(out))!r}: " in fails(capsys, *TRAIN, "--out", out)
+        Path("full").mkdir()
+        Path("full/thing").touch()
+        assert "'full' holds files already (thing …)" in fails(capsys, *TRAIN, "--out", "full")
+        assert Path("file").read_text() == "mine"
+
+    @pytest.mark.parametrize(
+        ("words", "message"),
+        [
+            (["--classes", "disc,cros"], "unknown class 'cros'. Did you mean 'cross'?"),
+            (["--optimizer", "adamv"], "unknown optimizer 'adamv'. Did you mean"),
+            (["--option", "speed=9"], "speed"),
+            (["--option", "lr=0.5"], "lr"),
+            (["--schedule", "cosine", "--schedule-option", "speed=9"], "speed"),
+            (["--val", "300"], "300"),
+            (["--val", "-1"], "-1"),
+            (["--ema", "1.5"], "1.5"),
+            (["--label-smoothing", "2"], "label_smoothing must be between 0 and 1, not 2.0"),
+            (["--clip-norm", "0"], "clip_norm must be above 0"),
+            (["--num-classes", "3"], "10 classes"),
+            (["--device", "abacus"], "abacus"),
+            (["--lr", "inf"], "lr must be a number from 0 to a million, not inf"),
+            (["--lr", "-1"], "-1"),
+        ],
+        ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+    )
+    def test_what_cannot_be_trained(self, words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+        assert message in fails(capsys, *TRAIN, "--epochs", "2", *words)
+
+    def test_without_data(self, capsys: pytest.CaptureFixture[str]) -> None:
+        message = fails(capsys, "train", "convnet", "--data-root", "empty")
+        assert "no CIFAR-10 at" in message
+        assert "cifarnets download" in message
+
+    def test_a_process_that_does_not_write_says_nothing(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        def silent(*words: Any, **options: Any) -> Any:
+            return replace(usual(*words, **options), evaluations={})
+
+        usual = cli.run
+        monkeypatch.setattr(cli, "run", silent)
+        assert main([*TRAIN, "--quiet"]) == 0
+        assert capsys.readouterr().out == ""
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> str:
+    """A convnet of three classes that knows its preprocessing."""
+    torch.manual_seed(0)
+    model = models.create("convnet", num_classes=3)
+    models.describe(model, classes=("airplane", "automobile", "ship"), mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+    return str(save(model, tmp_path / "three.safetensors"))
+
+
+class TestEvaluate:
+    @pytest.mark.cifar10
+    def test_real_images(self, real_root: Path, weights: str, capsys: pytest.CaptureFixture[str]) -> None:
+        test = cifar_subset(
+            CIFAR10Normalized(train=False, mean=(0.5,) * 3, std=(0.25,) * 3), ["airplane", "automobile", "ship"]
+        )
+        expected = evaluate(load(weights), BatchLoader(test, 1000, device="cpu"), "cpu")
+        assert main(["evaluate", weights, "--device", "cpu"]) == 0
+        assert capsys.readouterr().out == f"{expected}\n"
+        assert "images 3,000" in str(expected)
+        assert main(["evaluate", weights, "--device", "cpu", "--data-root", str(real_root), "--json"]) == 0
+        assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(expected.to_dict()))
+
+    def test_training_images(self, tiny_root: Path, weights: str, capsys: pytest.CaptureFixture[str]) -> None:
+        words = ["evaluate", weights, "--data-root", str(tiny_root), "--json"]
+        found = []
+        for split in ([], ["--split", "test"], ["--split", "train"]):
+            assert main([*words, *split]) == 0
+            found.append(json.loads(capsys.readouterr().out)["n"])
+        assert found == [6, 6, 30]
+
+    def test_a_model_that_knows_nothing_of_classes(
+        self, tiny_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        path = save(models.create("convnet"), tmp_path / "ten.safetensors")
+        assert main(["evaluate", str(path), "--data-root", str(tiny_root), "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert found["n"] == 20
+        assert len(found["per_class"]) == 10
+
+    def test_what_cannot_be_evaluated(
+        self, tiny_root: Path, weights: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        data = ["--data-root", str(tiny_root)]
+        assert "missing.safetensors" in fails(capsys, "evaluate", "missing.safetensors", *data)
+        Path("text.safetensors").write_text("This is no model.")
+        assert "text.safetensors" in fails(capsys, "evaluate", "text.safetensors", *data)
+        assert "no CIFAR-10 at" in fails(capsys, "evaluate", weights, "--data-root", "empty")
+        drawn = models.create("convnet", num_classes=1)
+        models.describe(drawn, classes=("disc",))
+        assert "unknown class 'disc'" in fails(
+            capsys, "evaluate", str(save(drawn, tmp_path / "drawn.safetensors")), *data
+        )
+
+
+class TestPredict:
+    @pytest.fixture(autouse=True)
+    def _pictures(self) -> None:
+        for name, colour in (("red.png", (250, 20, 20)), ("sea.png", (10, 60, 200))):
+            picture = PIL.Image.new("RGB", (48, 40), colour)
+            picture.putpixel((5, 5), (255, 255, 255))
+            picture.save(name)
+
+    def test_text(self, weights: str, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["predict", weights, "red.png", "sea.png", "--topk", "2", "--device", "cpu"]) == 0
+        answers: Any = cifarnets.predict(load(weights), ["red.png", "sea.png"], 2, device="cpu")
+        assert capsys.readouterr().out.splitlines() == [
+            f"{image}: " + ", ".join(f"{name} {probability:.3f}" for name, probability in answer)
+            for image, answer in zip(["red.png", "sea.png"], answers, strict=True)
+        ]
+
+    def test_json(self, weights: str, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["predict", weights, "red.png", "--topk", "3", "--json"]) == 0
+        (entry,) = json.loads(capsys.readouterr().out)
+        assert entry["image"] == "red.png"
+        assert {name for name, _ in entry["top"]} == {"airplane", "automobile", "ship"}
+        assert sum(probability for _, probability in entry["top"]) == pytest.approx(1)
+
+    def test_one_class_unless_told(self, weights: str, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["predict", weights, "sea.png"]) == 0
+        assert re.fullmatch(r"sea\.png: (airplane|automobile|ship) 0\.\d{3}\n", capsys.readouterr().out)
+
+    def test_what_is_no_picture(self, weights: str, capsys: pytest.CaptureFixture[str]) -> None:
+        Path("notes.txt").write_text("no picture")
+        assert "'notes.txt' is not a picture" in fails(capsys, "predict", weights, "red.png", "notes.txt")
+        assert "there is no file 'missing.png'" in fails(capsys, "predict", weights, "missing.png")
+        assert "topk must be between 1 and 3" in fails(capsys, "predict", weights, "red.png", "--topk", "4")
+        assert "nowhere.safetensors" in fails(capsys, "predict", "nowhere.safetensors", "red.png")
+
+    def test_a_model_that_does_not_know_its_constants(self, capsys: pytest.CaptureFixture[str]) -> None:
+        save(models.create("convnet"), "bare.safetensors")
+        assert "does not say how its images were normalised" in fails(capsys, "predict", "bare.safetensors", "red.png")
+
+
+class TestDownload:
+    def test_says_where_it_is(
+        self, tiny_root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        asked: list[Path | None] = []
+
+        def fetch(root: Path | None) -> Path:
+            asked.append(root)
+            return tiny_root
+
+        monkeypatch.setattr(cli, "download_cifar10", fetch)
+        assert main(["download"]) == 0
+        assert main(["download", "--data-root", "there"]) == 0
+        assert asked == [None, Path("there")]
+        assert capsys.readouterr().out.splitlines()[0] == (
+            f"CIFAR-10 is in {tiny_root}, and every batch is the published one."
+        )
+
+    def test_checks_every_batch(
+        self, tiny_root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setattr(cli, "download_cifar10", lambda root: tiny_root)
+        batch = tiny_root / "cifar-10-batches-py" / "test_batch"
+        batch.write_bytes(batch.read_bytes() + b"x")
+        assert "test_batch is damaged" in fails(capsys, "download")
+
+    def test_no_way(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        monkeypatch.setattr(cli, "download_cifar10", no_cifar10)
+        assert "no source delivered the file" in fails(capsys, "download")
+
+
+class TestDemo:
+    def test_on_drawn_pictures(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        monkeypatch.setattr(cli, "download_cifar10", no_cifar10)
+        assert main(["demo", "--epochs", "2", "--data-root", "empty", "--device", "cpu"]) == 0
+        printed = capsys.readouterr().out
+        assert printed.splitlines()[0] == (
+            "No CIFAR-10 here, and no download: no source delivered the file: somewhere: unreachable. Drawing a "
+            "synthetic set instead."
+        )
+        assert "Training the article's net (disc, cross, stripes; 2 epochs, SGD, lr 0.01, momentum 0.9)" in printed
+        assert len(re.findall(r"Epoch \d, Training loss", printed)) == 2
+        (folder,) = Path().iterdir()
+        assert re.fullmatch(r"cifarnets-demo-\d{8}-\d{6}", folder.name)
+        assert f"both agree: {folder / 'model.safetensors'} (" in printed
+        assert re.findall(r"^test image \d+, (\w+): \w+ 0\.\d\d, \w+ 0\.\d\d$", printed, re.MULTILINE) == [
+            "disc",
+            "cross",
+            "stripes",
+        ]
+        assert f"Everything lies in {folder.resolve()}:" in printed
+        for name in set(CONTENTS) - {"checkpoint.safetensors"}:
+            assert (folder / name).is_file()
+            assert re.search(rf"^  {name} +\w", printed, re.MULTILINE)
+
+    @pytest.mark.cifar10
+    def test_on_real_images(self, real_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["demo", "--epochs", "1", "--out", "here"]) == 0
+        printed = capsys.readouterr().out
+        assert printed.startswith(f"CIFAR-10: {real_root}\n")
+        assert "(airplane, automobile, ship; 1 epochs" in printed
+        assert recipe_of("here")["synthetic"] is False
+        assert json.loads(Path("here/evaluation.json").read_text())["test"]["accuracy"] > 0.5
+
+    def test_fetches_what_is_missing(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        asked: list[Any] = []
+
+        def fetch(root: Path, time_limit: float) -> None:
+            asked.append((root, time_limit))
+            raise KeyboardInterrupt  # enough
+
+        monkeypatch.setattr(cli, "download_cifar10", fetch)
+        assert main(["demo", "--data-root", str(tmp_path / "new")]) == 130
+        ((root, limit),) = asked
+        assert root == tmp_path / "new"
+        assert limit <= 60
+
+    def test_interrupted(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        monkeypatch.setattr(cli, "download_cifar10", no_cifar10)
+        monkeypatch.setattr(cli, "ArticleLog", Stop)
+        words = ["demo", "--epochs", "3", "--data-root", "empty", "--out", "here"]
+        assert main(words) == 130
+        assert capsys.readouterr().out.endswith("  cifarnets train --resume here\n")
+        assert main(["train", "--resume", "here", "--quiet"]) == 0
+
+    def test_a_file_that_does_not_agree_is_an_error(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        def wrong(*words: Any) -> Any:
+            return replace(evaluate(*words), loss=9.0)
+
+        monkeypatch.setattr(cli, "download_cifar10", no_cifar10)
+        monkeypatch.setattr(cifarnets, "evaluate", wrong)
+        message = fails(capsys, "demo", "--epochs", "1", "--data-root", "empty")
+        assert "does not agree with the one that was saved" in message
+
+
+class TestProcess:
+    def test_a_reader_that_has_gone_is_no_failure(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        reading, writing = os.pipe()
+        os.close(reading)
+        with os.fdopen(writing, "w") as stream:
+            monkeypatch.setattr(sys, "stdout", stream)
+            assert main(["list"]) == 0
+            stream.write("more")  # flushed on closing, into nothing
+
+    def test_as_a_module(self) -> None:
+        ended = subprocess.run(
+            [sys.executable, "-m", "cifarnets", "list"], capture_output=True, check=False, encoding="utf-8", timeout=120
+        )
+        assert ended.returncode == 0
+        assert ended.stderr == ""
+        assert [line.split()[0] for line in ended.stdout.splitlines()] == models.list_models()
+
+
+class TestWhatIsSaidInVain:
+    """Words that would change nothing are refused, not swallowed."""
+
+    def test_a_resumed_run_keeps_its_recipe(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+        assert "drop --epochs, --channels-last" in fails(
+            capsys, "train", "--resume", str(tmp_path), "--epochs", "50", "--channels-last"
+        )
+
+    def test_options_of_no_schedule(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert "belong to a named schedule" in fails(capsys, *TRAIN, "--schedule-option", "gamma=0.5")
+
+    @pytest.mark.parametrize(("schedule", "option"), [("cosine", "warmup=2"), ("step", "gamma=x")])
+    def test_options_that_a_schedule_cannot_use(
+        self, capsys: pytest.CaptureFixture[str], schedule: str, option: str
+    ) -> None:
+        said = fails(capsys, *TRAIN, "--schedule", schedule, "--schedule-option", option)
+        assert f"the schedule '{schedule}' refuses" in said
+
+    def test_a_seed_of_too_many_digits(self) -> None:
+        with pytest.raises(SystemExit, match="2"):
+            main([*TRAIN, "--seed", str(2**64)])
+
+    def test_runs_of_one_second_get_folders_of_their_own(self, tmp_path: Path) -> None:
+        first = cli._new_folder(tmp_path / "run")
+        first.mkdir()
+        second = cli._new_folder(tmp_path / "run")
+        assert second != first
+        assert not second.exists()

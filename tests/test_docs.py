@@ -1,0 +1,200 @@
+"""README and docs: every Python block runs, every command parses, every public name has its place in the reference."""
+
+import doctest
+import os
+import re
+import shlex
+import subprocess
+import sys
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from sybil import Example, Sybil
+from sybil.evaluators.doctest import NUMBER
+from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
+
+import cifarnets
+from cifarnets import cli, viz
+
+ROOT = Path(__file__).resolve().parents[1]
+README = ROOT / "README.md"
+PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
+SETUP = {
+    "main job": "python3 -m venv .venv && .venv/bin/pip install . && .venv/bin/cifarnets demo",
+    "tests": "python3 -m venv .venv && .venv/bin/pip install -e '.[dev]' && .venv/bin/python -m pytest",
+}
+PUBLIC = (cifarnets, cifarnets.datasets, cifarnets.models, cifarnets.training, cifarnets.errors, viz)
+
+
+class PyconParser(PythonCodeBlockParser):
+    """Doctests in blocks marked `pycon`, whose prompts the pages' highlighter knows; `python` blocks are plain code."""
+
+    def __init__(self) -> None:
+        # NUMBER: figures are compared to the digits that the page shows.
+        super().__init__(doctest_optionflags=doctest.ELLIPSIS | NUMBER)
+        self.codeblock_parser = CodeBlockParser("pycon", self._no_prompt)
+
+    @staticmethod
+    def _no_prompt(example: Example) -> str:
+        return "a pycon block must start with >>>"
+
+
+SYBIL = Sybil(parsers=[PythonCodeBlockParser(), PyconParser()], path=str(ROOT))
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def runnable_pages() -> list[object]:
+    """Pages with Python in them; those that use the real images carry the mark."""
+    params = []
+    for page in PAGES:
+        code = "\n".join(blocks(page, "python") + blocks(page, "pycon"))
+        if code:
+            real = "CIFAR10Normalized(train" in code
+            params.append(pytest.param(page, id=page.name, marks=[pytest.mark.cifar10] if real else []))
+    return params
+
+
+@pytest.fixture
+def _one_thread() -> Iterator[None]:
+    """Nets this small gain little from a second thread, and lose much where the cores have other work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("_one_thread")
+@pytest.mark.parametrize("page", runnable_pages())
+def test_python_blocks_run_in_order(
+    page: Path, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if request.node.get_closest_marker("cifar10"):
+        request.getfixturevalue("real_root")
+    known = dict(cifarnets.models.registry._MODELS)
+    monkeypatch.setattr(cifarnets.models.registry, "_MODELS", known)  # a page may register a model of its own
+    monkeypatch.chdir(tmp_path)
+    for example in SYBIL.parse(page).examples():
+        example.evaluate()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_pictures_exist_and_are_made_by_the_page_that_shows_them(page: Path) -> None:
+    for picture in re.findall(r"!\[.*?\]\((.*?)\)", page.read_text(encoding="utf-8")):
+        assert (page.parent / picture).is_file(), f"{page.name} shows {picture}, which is not there"
+        code = "\n".join(blocks(page, "pycon"))
+        assert f'"{Path(picture).name}")' in code, f"no block of {page.name} makes {picture}"
+
+
+def commands() -> list[object]:
+    """Every `cifarnets ...` in a bash or console block, or as inline code."""
+    found = []
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        lines = [line for block in blocks(page, "bash") for line in block.replace("\\\n", " ").splitlines()]
+        lines += [line[2:] for block in blocks(page, "console") for line in block.splitlines() if line.startswith("$ ")]
+        lines += re.findall(r"`(cifarnets [^`]+)`", re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL))
+        for line in lines:
+            for part in line.split("&&"):
+                words = [word for word in shlex.split(part, comments=True) if not re.match(r"[A-Z_]+=", word)]
+                if words and words[0] == "torchrun":
+                    words = words[words.index("-m") + 1 :]
+                if words and Path(words[0]).name == "cifarnets":
+                    found.append(pytest.param(words[1:], id=f"{page.name}: {shlex.join(words)}"))
+    return found
+
+
+@pytest.mark.parametrize("words", commands())
+def test_commands_parse(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        cli._parser().parse_args(words)
+    except SystemExit as end:
+        assert end.code == 0, capsys.readouterr().err  # noqa: PT017 (--help and --version end with 0)
+
+
+@pytest.mark.parametrize(
+    ("command", "output"),
+    [
+        pytest.param(*block.removeprefix("$ ").split("\n", 1), id=block.splitlines()[0])
+        for page in PAGES
+        for block in blocks(page, "console")
+    ],
+)
+def test_console_blocks_show_what_is_printed(command: str, output: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(shlex.split(command)[1:]) == 0
+    assert capsys.readouterr().out == output
+
+
+def test_the_readme_sets_up_a_fresh_machine_with_two_commands() -> None:
+    lines = [line for block in blocks(README, "bash") for line in block.splitlines() if "venv" in line]
+    assert lines == list(SETUP.values())
+    assert blocks(ROOT / "docs" / "index.md", "bash")[0].strip() == SETUP["main job"]
+
+
+def test_ci_installs_as_the_readme_says() -> None:
+    if not (ROOT / ".ci").is_dir():
+        pytest.skip("not a checkout: .ci is not part of the source distribution")
+    assert re.search(r"pip install (-q )?-e '\.\[dev\]'", (ROOT / ".ci" / "run").read_text(encoding="utf-8"))
+
+
+def test_the_steps_of_the_article_are_complete() -> None:
+    rows = re.findall(r"^\| (\d+) \|", README.read_text(encoding="utf-8"), re.MULTILINE)
+    headings = re.findall(r"^### (\d+)\. ", (ROOT / "docs" / "article.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert [int(number) for number in rows] == [int(number) for number in headings] == list(range(1, 23))
+
+
+def public_names() -> dict[str, str]:
+    """Each public name, with the one under which the reference describes it: `cifarnets.save` is in `models`."""
+    names: dict[str, str] = {}
+    for module in PUBLIC:
+        for name in exported(module):
+            value = getattr(module, name)
+            # A name that several modules export is described with the most particular of them.
+            homes = [m for m in PUBLIC[1:] if name in exported(m) and getattr(m, name) is value]
+            described = f"{(homes or [module])[0].__name__}.{name}"
+            if not isinstance(value, ModuleType) and described in sys.modules:
+                described += (
+                    f".{name}"  # a function of the same name as its file, which a reader of sources finds first
+                )
+            names[f"{module.__name__}.{name}"] = described
+    del names["cifarnets.__version__"]  # described in a sentence
+    return names
+
+
+def exported(module: ModuleType) -> list[str]:
+    """`__all__`, or what is defined in a module that has none."""
+    here = module.__name__
+    defined = [name for name, value in vars(module).items() if getattr(value, "__module__", None) == here]
+    return getattr(module, "__all__", None) or [name for name in defined if not name.startswith("_")]
+
+
+def test_the_reference_names_every_public_name() -> None:
+    directives: set[str] = set()
+    for page in (ROOT / "docs" / "reference").glob("*.md"):
+        directives |= set(re.findall(r"^::: (\S+)$", page.read_text(encoding="utf-8"), re.MULTILINE))
+    whole = "cifarnets.errors."  # its directive has no `members: false` and brings all that is in the module
+    missing = {name for name in public_names().values() if name not in directives and not name.startswith(whole)}
+    assert not missing, f"not in docs/reference: {', '.join(sorted(missing))}"
+
+
+def test_the_site_builds_strictly_and_has_every_public_name(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocs", reason="the extra `docs` is not installed")
+    subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", tmp_path / "site"],
+        cwd=ROOT,
+        check=True,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+    )
+    # Sphinx's inventory: four lines of text, then one line an object, compressed.
+    inventory = (tmp_path / "site" / "objects.inv").read_bytes().split(b"\n", 4)[4]
+    objects = {line.split()[0] for line in zlib.decompress(inventory).decode().splitlines()}
+    assert set(public_names().values()) - objects == set()
+    # The pages ask no other host for anything: no font, script or style from elsewhere.
+    for page in (tmp_path / "site").rglob("*.html"):
+        assert not re.search(r'(?:src|<link[^>]*href)="(?:https?:)?//', page.read_text(encoding="utf-8")), page

@@ -1,0 +1,51 @@
+"""Every script in examples/ runs as it stands, in a process of its own, with warnings as errors."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+
+
+def run(folder: Path, name: str, *words: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-W", "error", EXAMPLES / name, *words],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"},
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.cifar10
+def test_article_tells_the_story_from_data_to_accuracy(tmp_path: Path, real_root: Path) -> None:
+    output = run(tmp_path, "article.py", "--epochs", "1", "--data-root", str(real_root))
+    assert "15,000 training and 3,000 test images of airplane, automobile, ship" in output
+    assert "Epoch 1, Training loss 1.2" in output
+    assert "Accuracy train: 0." in output
+    assert "Accuracy test: 0." in output
+    assert (tmp_path / "article.safetensors").is_file()
+
+
+def test_own_model_is_trained_saved_and_loaded(tmp_path: Path) -> None:
+    output = run(tmp_path, "own_model.py", "--epochs", "1", "--out", "kept/net.safetensors")
+    assert "loaded back, it agrees: True" in output
+    assert (tmp_path / "kept" / "net.safetensors").is_file()
+
+
+def test_own_callback_prints_every_epoch_and_stops_the_fit(tmp_path: Path) -> None:
+    output = run(tmp_path, "callbacks.py", "--epochs", "5", "--limit", "1000")
+    assert "epoch 1: weights moved by" in output
+    assert "ended after 1 of at most 5 epochs" in output
+
+
+def test_every_example_has_a_test() -> None:
+    tested = Path(__file__).read_text(encoding="utf-8")
+    assert [path.name for path in EXAMPLES.glob("*.py") if f'"{path.name}"' not in tested] == []

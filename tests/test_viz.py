@@ -1,0 +1,198 @@
+"""Figures: the right pixels in the right places."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cifarnets import models
+from cifarnets.datasets import CIFAR10Normalized, ImageDataset
+from cifarnets.errors import InputError, MissingExtraError, OutputError
+from cifarnets.viz import show, show_maps
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def drawn(figure: "Figure") -> list[Tensor]:
+    """The pixels of each picture, as they were handed to matplotlib."""
+    return [torch.from_numpy(np.array(axes.images[0].get_array())) for axes in figure.axes if axes.images]
+
+
+def limits(figure: "Figure") -> list[tuple[float, float]]:
+    """What each picture has as black and as white."""
+    return [axes.images[0].get_clim() for axes in figure.axes if axes.images]
+
+
+def titles(figure: "Figure") -> list[str]:
+    return [axes.get_title() for axes in figure.axes if axes.images]
+
+
+@pytest.fixture
+def image() -> Tensor:
+    return torch.randint(256, (3, 32, 32), dtype=torch.uint8)
+
+
+class TestShow:
+    def test_every_kind_of_picture_is_drawn_as_it_is(self, image: Tensor) -> None:
+        upright = image.permute(1, 2, 0)
+        picture = PIL.Image.fromarray(upright.numpy())
+        for kind in (image, picture):
+            assert torch.equal(drawn(show(kind))[0], upright)
+        for unit in (image / 255, (image / 255).requires_grad_(), (image / 255).double()):
+            torch.testing.assert_close(drawn(show(unit))[0], upright / 255)
+        for half in (torch.bfloat16, torch.float16):
+            torch.testing.assert_close(drawn(show((image / 255).to(half)))[0], upright / 255, atol=4e-3, rtol=0)
+
+    def test_values_outside_are_clipped(self) -> None:
+        shown = drawn(show(torch.tensor([-1.0, 0.25, 2.0]).view(3, 1, 1)))[0]
+        assert shown.tolist() == [[[0, 0.25, 1]]]
+
+    def test_a_grey_picture_is_not_stretched(self) -> None:
+        grey = torch.randint(100, 120, (1, 8, 9), dtype=torch.uint8)
+        for kind, white in ((grey, 255), (PIL.Image.fromarray(grey[0].numpy()), 255), (grey / 255, 1)):
+            figure = show(kind)
+            torch.testing.assert_close(drawn(figure)[0], grey[0] if white == 255 else grey[0] / 255)
+            assert limits(figure) == [(0, white)]
+            assert figure.axes[0].images[0].get_cmap().name == "gray"
+
+    def test_a_palette_is_looked_up(self, image: Tensor) -> None:
+        picture = PIL.Image.fromarray(image.permute(1, 2, 0).numpy()).convert("P")
+        assert np.array_equal(drawn(show(picture))[0], np.array(picture.convert("RGB")))
+
+    def test_normalised_images_are_shown_as_they_were(self, synthetic3: ImageDataset) -> None:
+        figure = show(synthetic3[0][0], mean=synthetic3.mean, std=synthetic3.std)
+        torch.testing.assert_close(drawn(figure)[0], synthetic3.images[0].permute(1, 2, 0) / 255)
+        raw = show(synthetic3.images[0], mean=synthetic3.mean, std=synthetic3.std)  # never was normalised
+        assert torch.equal(drawn(raw)[0], synthetic3.images[0].permute(1, 2, 0))
+
+    @pytest.mark.cifar10
+    def test_steps_2_4_and_7_image_79_in_three_views(self, real_root: Path) -> None:
+        dataset = CIFAR10Normalized(train=True)
+        upright = dataset.images[79].permute(1, 2, 0)
+        pil = dataset.images[79].permute(1, 2, 0).numpy()
+        figure = show([PIL.Image.fromarray(pil), dataset.images[79] / 255], ["automobile", "as a tensor"])
+        assert torch.equal(drawn(figure)[0].byte(), upright)
+        torch.testing.assert_close(drawn(figure)[1], upright / 255)
+        normalised = show(dataset[79][0], "automobile", mean=dataset.mean, std=dataset.std)
+        torch.testing.assert_close(drawn(normalised)[0], upright / 255)
+        assert titles(normalised) == ["automobile"]
+
+    @pytest.mark.parametrize("count", [1, 2, 3, 7, 8, 20, 40])
+    def test_several_stand_side_by_side_in_order(self, count: int) -> None:
+        images = torch.arange(count, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 4, 4)
+        names = [f"number {i}" for i in range(count)]
+        for several in (images, list(images), tuple(images)):
+            figure = show(several, names)
+            assert [int(picture[0, 0, 0]) for picture in drawn(figure)] == list(range(count))
+            assert titles(figure) == names
+            assert not any(axes.axison for axes in figure.axes)  # nor the places that stay empty
+            assert count <= len(figure.axes) <= count + 7
+        assert titles(show(images, "first")) == ["first", *[""] * (count - 1)]
+
+    def test_what_is_no_image_is_refused(self) -> None:
+        for shape in ((32, 32), (2, 32, 32), (32, 32, 3)):
+            with pytest.raises(InputError, match=r"an image is a tensor \[3, H, W\] or \[1, H, W\], not"):
+                show(torch.zeros(shape))
+        for nothing in ([], torch.zeros(0, 3, 32, 32)):
+            with pytest.raises(InputError, match="there is no image to show"):
+                show(nothing)
+
+    def test_constants_belong_together_and_fit_the_channels(self, image: Tensor) -> None:
+        for half in ({"mean": (0, 0, 0)}, {"std": (1, 1, 1)}):
+            with pytest.raises(InputError, match="mean= and std= belong together"):
+                show(image / 255, **half)  # type: ignore[arg-type]
+        with pytest.raises(InputError, match="images of 3 channels need 3 means"):
+            show(image / 255, mean=(0.5,), std=(0.5,))
+
+
+class TestShowMaps:
+    def test_step_14_each_channel_is_a_picture_of_its_own(self, image: Tensor) -> None:
+        model = models.create("convnet")
+        maps = model.conv1(image[None] / 255)
+        figure = show_maps(maps)
+        assert titles(figure) == [str(i) for i in range(16)]
+        for picture, found in zip(maps[0].detach(), drawn(figure), strict=True):
+            assert torch.equal(found, picture)
+        # Each is stretched over its own range, which may be negative.
+        assert limits(figure) == [(m.min().item(), m.max().item()) for m in maps[0].detach()]
+        assert len(drawn(show_maps(maps[0]))) == 16
+
+    def test_steps_9_and_11_an_edge_is_seen(self) -> None:
+        conv = nn.Conv2d(3, 1, 3, bias=False)
+        conv.weight.data[:] = torch.tensor([-1.0, 0.0, 1.0])
+        half = torch.zeros(1, 3, 8, 8)
+        half[..., 4:] = 1
+        shown = drawn(show_maps(conv(half)))[0]
+        assert shown.tolist() == [[0, 0, 9, 9, 0, 0]] * 6
+
+    def test_half_precision_is_shown_too(self) -> None:
+        maps = torch.randn(2, 4, 4)
+        assert torch.equal(drawn(show_maps(maps.bfloat16()))[1], maps.bfloat16()[1].float())
+
+    @pytest.mark.parametrize("shape", [(4,), (4, 4), (2, 3, 4, 4), (0, 4, 4), (1, 2, 3, 4, 4)])
+    def test_what_is_not_of_one_image_is_refused(self, shape: tuple[int, ...]) -> None:
+        with pytest.raises(InputError, match=r"feature maps of one image are \[C, H, W\] or \[1, C, H, W\], not"):
+            show_maps(torch.zeros(shape))
+
+
+class TestFiles:
+    @pytest.mark.parametrize(
+        ("name", "start"),
+        [
+            ("a.png", b"\x89PNG"),
+            ("a.svg", b"<?xml"),
+            ("a.PDF", b"%PDF"),
+            ("a", b"\x89PNG"),
+            ("new/folder/a.jpg", b"\xff"),
+        ],
+    )
+    def test_the_ending_chooses_the_format(self, name: str, start: bytes, image: Tensor, tmp_path: Path) -> None:
+        show(image, path=tmp_path / name)
+        show_maps(image, path=str(tmp_path / name))
+        assert (tmp_path / name).read_bytes().startswith(start)
+        assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / name]
+
+    def test_the_file_shows_the_picture(self, tmp_path: Path) -> None:
+        red = torch.zeros(3, 4, 4)
+        red[0] = 1
+        show(red, path=tmp_path / "red.png")
+        with PIL.Image.open(tmp_path / "red.png") as saved:
+            width, height = saved.size
+            assert saved.convert("RGB").getpixel((width // 2, height // 2)) == (255, 0, 0)
+
+    def test_a_place_that_cannot_be_written_is_named(self, image: Tensor, tmp_path: Path) -> None:
+        (tmp_path / "file").write_text("kept")
+        with pytest.raises(OutputError, match=r"cannot write '.*a.png'"):
+            show(image, path=tmp_path / "file" / "a.png")
+        with pytest.raises(OutputError, match="cannot write"):
+            show_maps(image, path=tmp_path)
+        assert (tmp_path / "file").read_text() == "kept"
+
+    def test_an_ending_that_matplotlib_does_not_know(self, image: Tensor, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match=r"cannot be saved as '.*a.xyz': .*xyz"):
+            show(image, path=tmp_path / "a.xyz")
+        assert not list(tmp_path.iterdir())
+
+    def test_a_notebook_draws_it(self, image: Tensor) -> None:
+        assert show(image)._repr_png_().startswith(b"\x89PNG")  # type: ignore[attr-defined]
+
+
+def test_without_matplotlib_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, image: Tensor) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    for draw in (show, show_maps):
+        with pytest.raises(MissingExtraError, match=r"pip install 'cifarnets\[plots\]'"):
+            draw(image)
+        with pytest.raises(ImportError):
+            draw(image)
+
+
+def test_no_window_and_no_global_state(image: Tensor) -> None:
+    before = "matplotlib.pyplot" in sys.modules
+    show(image)
+    assert ("matplotlib.pyplot" in sys.modules) == before
