@@ -1,0 +1,45 @@
+"""Fair timing on noisy machines: contenders take turns, and ratios of medians are what is reported."""
+
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+
+import torch
+
+
+def machine() -> str:
+    """One line: what a reader needs to compare figures with theirs."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "cifarnets"))
+    return f"{device}, {platform.system()} {platform.machine()}, Python {platform.python_version()}, {packages}"
+
+
+def take_turns(contenders: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of each contender's runs: all once, then all again, after one unmeasured round."""
+    for run in contenders.values():
+        run()
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(repeats):
+        for name, run in contenders.items():
+            started = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - started)
+    return seconds
+
+
+def table(seconds: Mapping[str, list[float]], images: int, base: str) -> str:
+    """Median images/s, spread, and speed relative to `base`, which each round is divided by before the median."""
+    lines = [
+        f"{machine()}; {len(seconds[base])} rounds",
+        "",
+        "| | images/s (median) | fastest … slowest | relative speed |",
+        "|---|---|---|---|",
+    ]
+    for name, runs in seconds.items():
+        # Within a round the machine is in one mood: ratios are taken there.
+        ratio = statistics.median(ours / theirs for ours, theirs in zip(seconds[base], runs, strict=True))
+        spread = f"{images / min(runs):,.0f} … {images / max(runs):,.0f}"
+        lines.append(f"| {name} | {images / statistics.median(runs):,.0f} | {spread} | {ratio:.3f} |")
+    return "\n".join(lines)
