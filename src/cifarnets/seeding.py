@@ -1,6 +1,9 @@
-"""Random numbers that can be repeated."""
+"""Random numbers, and algorithms, that can be repeated."""
 
+import contextlib
+import os
 import random
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -48,3 +51,20 @@ def restore_rng(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state_all(state["cuda"][: torch.cuda.device_count()])
     if "mps" in state and torch.backends.mps.is_available():
         torch.mps.set_rng_state(state["mps"])
+
+
+@contextlib.contextmanager
+def deterministic_algorithms(wanted: bool = True) -> Iterator[None]:
+    """Until the block ends, torch uses deterministic algorithms only, and raises where a layer has none.
+
+    Args:
+        wanted: False leaves everything as it is.
+    """
+    before = torch.are_deterministic_algorithms_enabled()
+    if wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
+        torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)

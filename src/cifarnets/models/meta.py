@@ -83,3 +83,10 @@ def describe(
     if training is not None:
         changes["training"] = dict(training)
     unwrap(model).meta = replace(meta, **changes)  # type: ignore[assignment]
+
+
+def describe_data(model: nn.Module, dataset: Any) -> None:
+    """Tell a model of this library the classes and the preprocessing of what it learns from, as far as that says."""
+    if get_meta(model) is not None and dataset is not None:
+        mean, std = getattr(dataset, "constants", None) or (None, None)
+        describe(model, classes=getattr(dataset, "classes", None), mean=mean, std=std)

@@ -3,6 +3,7 @@
 import math
 import os
 import time
+from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from cifarnets.atomic import clear_leftovers
-from cifarnets.errors import InputError, MissingExtraError
+from cifarnets.errors import CallbackError, CifarNetsError, InputError, MissingExtraError
 from cifarnets.models.factory import save
 from cifarnets.models.meta import get_meta
 from cifarnets.training.checkpoint import FILE, write_state
@@ -59,6 +60,23 @@ class Callback:
 
     def on_batch_end(self, trainer: "Trainer") -> None:
         """After a batch."""
+
+
+def call(callbacks: Iterable[Callback], hook: str, trainer: "Trainer") -> None:
+    """Run one hook of all callbacks that this process has a part in.
+
+    Raises:
+        CallbackError: One raised; the message names it and the hook.
+    """
+    for callback in callbacks:
+        if not (trainer.world.is_main or callback.every_process):
+            continue
+        try:
+            getattr(callback, hook)(trainer)
+        except CifarNetsError:  # says by itself what is wrong
+            raise
+        except Exception as error:
+            raise CallbackError(f"{type(callback).__name__}.{hook} failed: {error}") from error
 
 
 class ProgressBar(Callback):

@@ -4,6 +4,7 @@ Every process builds the same model and the same loaders. Each batch is shared o
 so that a step is that of one process with the whole batch, and the figures of the history are those of all.
 """
 
+import contextlib
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -12,9 +13,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 from torch.utils.data.distributed import DistributedSampler
+
+from cifarnets.errors import CifarNetsError, TrainingError
+from cifarnets.evaluation import Batches, Evaluation, collect_logits, measure
 
 TIMEOUT = timedelta(minutes=10)
 
@@ -61,6 +65,26 @@ class World:
         """The value of process 0."""
         return self.gather(value)[0] if self.size > 1 else value
 
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """The model with its gradients averaged over all processes, where there are several."""
+        return nn.parallel.DistributedDataParallel(model) if self.size > 1 else model
+
+    @contextlib.contextmanager
+    def explaining(self) -> Iterator[None]:
+        """Say what is likely behind an error of torch's where several processes work together.
+
+        Raises:
+            TrainingError: torch raised, and there are several.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            if self.size == 1 or isinstance(error, CifarNetsError):
+                raise
+            raise TrainingError(
+                f"process {self.rank} of {self.size} cannot go on; has another one ended? ({error})"
+            ) from error
+
 
 def join(device: torch.device) -> World:
     """The world that this process is part of: joined on the first call if `torchrun` started it, else just itself."""
@@ -75,7 +99,9 @@ def join(device: torch.device) -> World:
         if os.environ.get("GROUP_WORLD_SIZE") == "1":
             # After a restart, torchrun's store still holds the addresses of the processes that have gone. (Several
             # machines count their restarts each for itself, so there the count is no common name.)
-            store = dist.distributed_c10d.PrefixStore(f"restart{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+            store = dist.distributed_c10d.PrefixStore(
+                f"restart{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store
+            )
         backend = "nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
     return World(dist.get_rank(), dist.get_world_size())
@@ -102,3 +128,13 @@ def share(loader: Iterable[Any], world: World) -> Iterator[tuple[Tensor, Tensor,
         for images, labels in loader:
             mine = slice(world.rank, None, world.size)
             yield (images, labels, len(labels)) if world.size == 1 else (images[mine], labels[mine], len(labels))
+
+
+def evaluate(
+    model: nn.Module, loader: Batches, device: torch.device, world: World, classes: tuple[str, ...] | None
+) -> Evaluation:
+    """As `cifarnets.evaluate`, with the images shared out among the processes."""
+    mine = ((images, labels) for images, labels, _ in share(loader, world))
+    parts = world.gather(collect_logits(model, mine, device))
+    logits, labels = (torch.cat(column) for column in zip(*parts, strict=True))
+    return measure(logits, labels, classes)

@@ -15,6 +15,7 @@ from cifarnets.errors import DivergedError, InputError
 from cifarnets.evaluation import Batches
 from cifarnets.figures import new_figure, save_figure
 from cifarnets.training import distributed
+from cifarnets.training.resume import go_back, position
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -72,10 +73,10 @@ def find_lr(trainer: "Trainer", loader: Batches, low: float = 1e-5, high: float 
         raise InputError(f"find_lr needs 0 < low < high and at least 10 steps, not {low}, {high} and {steps}.")
     # No hook is called, so the callbacks stay what they are.
     kept = copy.deepcopy({**trainer.state_dict(), "callbacks": []})
-    position = trainer._epoch_start, trainer._rng_to_restore
+    place = trainer._epoch_start, trainer._rng_to_restore
     modes = {module: module.training for module in trainer.model.modules()}
     fit_loader, trainer.loader = trainer.loader, loader
-    start = copy.deepcopy(trainer._now())
+    start = copy.deepcopy(position(loader))
     schedule, trainer.schedule = trainer.schedule, None
     rates, losses, average = [], [], 0.0
     trainer.model.train()
@@ -98,10 +99,10 @@ def find_lr(trainer: "Trainer", loader: Batches, low: float = 1e-5, high: float 
             if smooth > 4 * min(losses):
                 break
     finally:
-        trainer._go_back(start)
+        go_back(loader, start)
         trainer.schedule, trainer.loader = schedule, fit_loader
         trainer.load_state_dict(kept)
-        trainer._epoch_start, trainer._rng_to_restore = position  # the next epoch is no resumed one
+        trainer._epoch_start, trainer._rng_to_restore = place  # the next epoch is no resumed one
         trainer.optimizer.zero_grad()
         for module, training in modes.items():
             module.training = training

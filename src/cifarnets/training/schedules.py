@@ -1,5 +1,6 @@
 """Learning rates over a fit, stepped once per optimizer step: torch's schedulers by name, or any of them."""
 
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -134,3 +135,11 @@ def make_schedule(
         return SCHEDULES[name](optimizer, steps or 0, **(options or {}))
     except (TypeError, ValueError) as error:
         raise InputError(f"the schedule {name!r} refuses {dict(options or {})}: {error}.") from error
+
+
+def count_steps(loader: Any, epochs: int, accumulate: int) -> int | None:
+    """Optimizer steps of a fit; None where the loader has no length."""
+    try:
+        return epochs * math.ceil(len(loader) / accumulate)
+    except TypeError:
+        return None

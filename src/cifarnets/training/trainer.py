@@ -4,13 +4,9 @@ import contextlib
 import functools
 import math
 import os
-import signal
-import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,26 +15,20 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from cifarnets.device import resolve_device
-from cifarnets.errors import CallbackError, CifarNetsError, DivergedError, InputError, TrainingError
-from cifarnets.evaluation import (
-    Batches,
-    Evaluation,
-    check_batch,
-    check_labels,
-    class_names,
-    collect_logits,
-    explaining,
-    measure,
-)
-from cifarnets.models.meta import describe, get_meta
-from cifarnets.seeding import restore_rng, rng_state, seed_everything
+from cifarnets.errors import InputError
+from cifarnets.evaluation import Batches, check_batch, check_labels, class_names, explaining
+from cifarnets.models.meta import describe_data
+from cifarnets.seeding import deterministic_algorithms, seed_everything
 from cifarnets.training import distributed
-from cifarnets.training.callbacks import Callback, Checkpoint, ProgressBar
+from cifarnets.training.callbacks import Callback, Checkpoint, ProgressBar, call
 from cifarnets.training.checkpoint import FILE, read_state
 from cifarnets.training.history import History
 from cifarnets.training.optimizers import OptimizerLike, make_optimizer
 from cifarnets.training.precision import Precision, autocast_dtype
-from cifarnets.training.schedules import ScheduleLike, make_schedule
+from cifarnets.training.resume import collect, open_epoch, restore
+from cifarnets.training.schedules import ScheduleLike, count_steps, make_schedule
+from cifarnets.training.signals import asking
+from cifarnets.training.tally import Tally, diverged
 
 if TYPE_CHECKING:
     from cifarnets.training.lr_finder import LRSearch
@@ -142,7 +132,8 @@ class Trainer:
         self.clip_norm = clip_norm
         self.dtype = autocast_dtype(precision, self.device)
         self._scaler = torch.amp.GradScaler("cuda", enabled=self.dtype is torch.float16)
-        self._forward: Callable[[Tensor], Tensor] = self._wrap(compile)
+        forward = self.world.wrap(self.model)  # `self.model` stays bare, so nothing of this is ever saved
+        self._forward: Any = torch.compile(forward) if compile else forward
         self.deterministic = deterministic
         self.seed = seed
         # A checkpoint comes last, so that it holds what the others remember of the same moment.
@@ -157,7 +148,7 @@ class Trainer:
         self.val_loader: Batches | None = None
         self.interrupted = self.failed = self._stopping = False
         self._first = 0  # epochs completed when the present fit started
-        self._tally = _Tally()
+        self._tally = Tally()
         self._epoch_start: dict[str, Any] | None = None  # None between epochs
         self._rng_to_restore: dict[str, Any] | None = None
 
@@ -196,32 +187,30 @@ class Trainer:
         self.loader, self.val_loader = loader, val_loader
         self._first = self.epoch
         self._stopping = self.interrupted = self.failed = False
-        self._describe_model()
+        describe_data(self.model, getattr(loader, "dataset", None))
         if self.seed is not None:
             seed_everything(self.seed)
         self.optimizer.zero_grad()
-        self._start_schedule(epochs)
+        for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = rate
+        if self.schedule_like is not None or self.schedule_options:
+            steps = count_steps(loader, epochs, self.accumulate)
+            self.schedule = make_schedule(self.optimizer, self.schedule_like, steps, self.schedule_options)
         if resume is not None and (Path(resume) / FILE).is_file():
             self.load_state_dict(read_state(Path(resume) / FILE))
         self.epochs = self._first + epochs
-        with self._signals(), _algorithms(self.deterministic):
+        with asking(self._interrupt, quiet=not self.world.is_main), deterministic_algorithms(self.deterministic):
             try:
-                self._call("on_fit_start")
-                while self.epoch < self.epochs and not self._agreed_to_stop():
-                    self._run_epoch()
-                self.interrupted = self.world.any(self.interrupted, self.device)
-            except KeyboardInterrupt:
-                self.interrupted = self.failed = True
-            except RuntimeError as error:
+                with self.world.explaining():
+                    self._call("on_fit_start")
+                    while self.epoch < self.epochs and not self._agreed_to_stop():
+                        self._run_epoch()
+                    self.interrupted = self.world.any(self.interrupted, self.device)
+            except BaseException as error:
                 self.failed = True
-                if self.world.size > 1 and not isinstance(error, CifarNetsError):
-                    raise TrainingError(
-                        f"process {self.world.rank} of {self.world.size} cannot go on; has another one ended? ({error})"
-                    ) from error
-                raise
-            except BaseException:
-                self.failed = True
-                raise
+                self.interrupted = isinstance(error, KeyboardInterrupt)
+                if not self.interrupted:
+                    raise
             finally:
                 self._call("on_fit_end")
         return self.history
@@ -239,28 +228,7 @@ class Trainer:
 
         With several processes, each must ask.
         """
-        tally = vars(self._tally) if self.batch else {}
-        if self.batch and self.world.size > 1:
-            tally = {**tally, **{key: list(self.world.sum(torch.stack(tally[key]))) for key in ("losses", "correct")}}
-        return {
-            "model": dict(self.model.state_dict()),
-            "optimizer": self.optimizer.state_dict(),
-            "gradients": [p.grad for p in self._parameters()] if self.batch % self.accumulate else [],
-            "schedule": self.schedule.state_dict() if self.schedule else {},
-            "scaler": self._scaler.state_dict(),
-            "progress": {
-                "first": self._first,
-                "epoch": self.epoch,
-                "batch": self.batch,
-                "step": self.step,
-                "lr": self.lr,
-            },
-            "history": list(self.history),
-            "tally": tally,
-            "epoch_start": self._epoch_start or self._now(),
-            "rng": self.world.gather(self._rng_to_restore or rng_state()),
-            "callbacks": [(type(callback).__name__, callback.state_dict()) for callback in self.callbacks],
-        }
+        return collect(self)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over a state, so that the next epoch is the one that it was taken in.
@@ -268,46 +236,16 @@ class Trainer:
         Raises:
             InputError: It is the state of another model, optimizer or schedule.
         """
-        try:
-            self.model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            if (self.schedule.state_dict() if self.schedule else {}).keys() != state["schedule"].keys():
-                raise ValueError("its schedule is another one.")
-            if self.schedule:
-                self.schedule.load_state_dict(state["schedule"])
-            self._scaler.load_state_dict(state["scaler"])
-        except (RuntimeError, ValueError, KeyError) as error:
-            raise InputError(f"the checkpoint is not of this model and optimizer: {error}") from error
-        for parameter, gradient in zip(self._parameters(), state["gradients"], strict=False):
-            parameter.grad = None if gradient is None else gradient.to(parameter)
-        at = state["progress"]
-        self._first, self.epoch, self.batch, self.step = at["first"], at["epoch"], at["batch"], at["step"]
-        self.lr = at["lr"]
-        self.history[:] = state["history"]
-        self._tally = _Tally(**state["tally"])
-        if not self.world.is_main:  # the sums are counted once
-            self._tally.losses = [torch.zeros_like(loss) for loss in self._tally.losses]
-            self._tally.correct = [torch.zeros_like(correct) for correct in self._tally.correct]
-        self._epoch_start = state["epoch_start"]
-        self._rng_to_restore = state["rng"][self.world.rank % len(state["rng"])]
-        saved = list(state["callbacks"])
-        for callback in self.callbacks:
-            found = next((entry for entry in saved if entry[0] == type(callback).__name__), None)
-            if found is not None:
-                saved.remove(found)
-                callback.load_state_dict(found[1])
+        restore(self, state)
 
     def find_lr(self, loader: Batches, low: float = 1e-5, high: float = 1.0, steps: int = 100) -> "LRSearch":
-        """Try rising learning rates on some batches; model, optimizer and random numbers are afterwards as before.
-
-        See `cifarnets.training.find_lr`, which this calls.
-        """
+        """Try rising learning rates and put everything back; see `cifarnets.training.find_lr`, which this calls."""
         from cifarnets.training.lr_finder import find_lr
 
         return find_lr(self, loader, low, high, steps)
 
     def _run_epoch(self) -> None:
-        batches = self._open_epoch()
+        batches = open_epoch(self)
         self._call("on_epoch_start")
         self.model.train()
         mark = time.perf_counter()
@@ -318,7 +256,7 @@ class Trainer:
             images = images.to(self.device, non_blocking=True, memory_format=self._layout)
             self.run_batch(images, labels.to(self.device, non_blocking=True), whole)
             if self.batch % CHECK_EVERY == 0:
-                self._check_finite(self._tally.losses[-CHECK_EVERY:])
+                self._tally.read_losses(self.epoch + 1, CHECK_EVERY)
             now = time.perf_counter()
             self._tally.seconds += now - mark
             mark = now
@@ -353,20 +291,19 @@ class Trainer:
                 check_labels(answers, logits.shape[1], f"{where}: labels")
                 raise
         if self.device.type == "cpu" and not math.isfinite(loss.item()):
-            raise _diverged(loss.item(), where, images)
+            raise diverged(loss.item(), where, images)
         # Gradients are averaged over processes and batches, so each weighs as many images as it had.
         weight = len(labels) * self.world.size / whole
         scaled = loss if weight == 1 else loss * weight
         if self.accumulate > 1:
             scaled = scaled / self.accumulate
-        self._scaler.scale(scaled).backward()  # type: ignore[no-untyped-call]
+        self._scaler.scale(scaled).backward()
         self.batch += 1
         if self.batch % self.accumulate == 0:
             self._update()
         self.last_loss = loss.detach()
-        self._tally.losses.append(self.last_loss if self.world.size == 1 else self.last_loss * (len(labels) / whole))
-        self._tally.correct.append((logits.detach().argmax(1) == answers).sum())
-        self._tally.images += whole
+        share = self.last_loss if self.world.size == 1 else self.last_loss * (len(labels) / whole)
+        self._tally.add(share, (logits.detach().argmax(1) == answers).sum(), whole)
 
     def _update(self) -> None:
         """One optimizer step from the gradients at hand, and the schedule's next rate."""
@@ -381,179 +318,32 @@ class Trainer:
         if self.schedule:
             self.schedule.step()
 
-    def _open_epoch(self) -> Iterator[tuple[Tensor, Tensor, int]]:
-        """The batches of the next epoch, or what is left of the one that a checkpoint was taken in."""
-        rng, self._rng_to_restore = self._rng_to_restore, None
-        if rng is None:
-            self._epoch_start = self._now()
-        # Every process starts from the numbers of the first, so that all draw the same order.
-        self._epoch_start = self.world.first(self._epoch_start)
-        self._go_back(self._epoch_start)
-        batches = distributed.share(self.loader, self.world)
-        if rng is None or not self.batch:
-            self.batch = 0
-            self._tally = _Tally()
-            return batches
-        for _ in range(self.batch):  # passed over: the model has learnt from them
-            next(batches)
-        restore_rng(rng)
-        return batches
-
     def _close_epoch(self) -> None:
         """Read the figures of the whole epoch, validate, and write the history's row."""
-        tally = self._tally
-        loss = self.world.sum(self._check_finite(tally.losses)).mean().item()
-        correct = self.world.sum(torch.stack(tally.correct).sum()).item()
+        row = self._tally.figures(self.epoch + 1, self.lr, self.world)
         self.epoch += 1
         self.batch = 0
         self._epoch_start = None
-        row = {
-            "epoch": self.epoch,
-            "loss": loss,
-            "accuracy": correct / tally.images,
-            "lr": self.lr,
-            "seconds": tally.seconds,
-            "images_per_second": tally.images / tally.seconds,
-        }
         if self.val_loader is not None:
-            result = self._validate(self.val_loader)
+            classes = class_names(self.model, self.val_loader)
+            result = distributed.evaluate(self.eval_model, self.val_loader, self.device, self.world, classes)
             row |= {"val_loss": result.loss, "val_accuracy": result.accuracy}
         self.history.append(row)
         self._call("on_epoch_end")
 
-    def _validate(self, loader: Batches) -> Evaluation:
-        """As `evaluate`, with the images shared out among the processes."""
-        mine = ((images, labels) for images, labels, _ in distributed.share(loader, self.world))
-        parts = self.world.gather(collect_logits(self.eval_model, mine, self.device))
-        logits, labels = (torch.cat(column) for column in zip(*parts, strict=True))
-        return measure(logits, labels, class_names(self.model, loader))
-
-    def _check_finite(self, losses: list[Tensor]) -> Tensor:
-        """The losses of the last batches, read: float64, on the CPU where the device has none."""
-        values = torch.stack(losses)
-        values = values.double() if self.device.type != "mps" else values.cpu().double()
-        wrong = values.isfinite().logical_not().nonzero().flatten().tolist()
-        if wrong:
-            batch = self.batch - len(losses) + wrong[0] + 1
-            raise _diverged(values[wrong[0]].item(), f"epoch {self.epoch + 1}, batch {batch}")
-        return values
-
     def _agreed_to_stop(self) -> bool:
         """Whether all processes stop here; with several they ask each other every so many batches only."""
-        if self.world.size > 1:
-            if self.batch % CHECK_EVERY:
-                return False
+        asked = self.world.size == 1 or self.batch % CHECK_EVERY == 0
+        if asked:
             self._stopping = self.world.any(self._stopping, self.device)
-        return self._stopping
-
-    def _now(self) -> dict[str, Any]:
-        """What the order of the next batches depends on."""
-        loader_state = getattr(self.loader, "state_dict", None)
-        generator = getattr(self.loader, "generator", None)  # a DataLoader's own
-        return {
-            "rng": rng_state(),
-            "loader": loader_state() if loader_state else None,
-            "generator": generator.get_state() if isinstance(generator, torch.Generator) else None,
-        }
-
-    def _go_back(self, start: Mapping[str, Any] | None) -> None:
-        """Make the loader's next pass and the random numbers what they were when `_now` was asked."""
-        assert start is not None
-        restore_rng(start["rng"])
-        loader: Any = self.loader
-        if start["loader"] is not None:
-            loader.load_state_dict(start["loader"])
-        if start["generator"] is not None:
-            loader.generator.set_state(start["generator"])
-
-    def _start_schedule(self, epochs: int) -> None:
-        for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
-            group["lr"] = rate
-        try:
-            steps = epochs * math.ceil(len(self.loader) / self.accumulate)  # type: ignore[arg-type]
-        except TypeError:
-            steps = None
-        if self.schedule_like is not None or self.schedule_options:
-            self.schedule = make_schedule(self.optimizer, self.schedule_like, steps, self.schedule_options)
-
-    def _describe_model(self) -> None:
-        """Let the model note the classes and the preprocessing of what it learns from."""
-        dataset = getattr(self.loader, "dataset", None)
-        if get_meta(self.model) is None or dataset is None:
-            return
-        mean, std = getattr(dataset, "constants", None) or (None, None)
-        describe(self.model, classes=getattr(dataset, "classes", None), mean=mean, std=std)
-
-    def _wrap(self, compiled: bool) -> Callable[[Tensor], Tensor]:
-        """The model as it is called in training; `self.model` stays bare, so nothing of this is ever saved."""
-        module: Any = self.model
-        if self.world.size > 1:
-            module = nn.parallel.DistributedDataParallel(module)
-        return torch.compile(module) if compiled else module
+        return asked and self._stopping
 
     def _parameters(self) -> list[nn.Parameter]:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def _call(self, hook: str) -> None:
-        for callback in self.callbacks:
-            if not (self.world.is_main or callback.every_process):
-                continue
-            try:
-                getattr(callback, hook)(self)
-            except CifarNetsError:  # says by itself what is wrong
-                raise
-            except Exception as error:
-                raise CallbackError(f"{type(callback).__name__}.{hook} failed: {error}") from error
+        call(self.callbacks, hook, self)
 
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        """Until the block ends, the first Ctrl-C or SIGTERM lets the present batch finish; the second does not."""
-        usual: dict[signal.Signals, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
-        ours = threading.current_thread() is threading.main_thread()
-        mine = {number: action for number, action in usual.items() if ours and signal.getsignal(number) is action}
-
-        def ask_to_stop(number: int, _frame: FrameType | None) -> None:
-            signal.signal(number, usual[signal.Signals(number)])
-            self.interrupted = True
-            self.stop()
-            if self.world.is_main:
-                print("\nstopping after this batch (once more: at once)", file=sys.stderr)
-
-        for number in mine:
-            signal.signal(number, ask_to_stop)
-        try:
-            yield
-        finally:
-            for number, action in mine.items():
-                signal.signal(number, action)
-
-
-class _Tally:
-    """What an epoch has seen so far. Tensors are kept, not read: reading would wait for the device at every batch."""
-
-    def __init__(
-        self, losses: Sequence[Tensor] = (), correct: Sequence[Tensor] = (), images: int = 0, seconds: float = 0.0
-    ) -> None:
-        self.losses = list(losses)
-        self.correct = list(correct)
-        self.images = images
-        self.seconds = seconds
-
-
-@contextlib.contextmanager
-def _algorithms(deterministic: bool) -> Iterator[None]:
-    """Deterministic algorithms only, until the block ends."""
-    before = torch.are_deterministic_algorithms_enabled()
-    if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
-        torch.use_deterministic_algorithms(True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before)
-
-
-def _diverged(loss: float, where: str, images: Tensor | None = None) -> DivergedError:
-    if images is not None and not images.isfinite().all():
-        return DivergedError(f"the loss is {loss} at {where}: the images of that batch hold NaN or infinity.")
-    return DivergedError(f"the loss is {loss} at {where}: training has diverged; try a lower learning rate.")
+    def _interrupt(self) -> None:
+        self.interrupted = True
+        self.stop()

@@ -1,0 +1,70 @@
+"""What an epoch has seen so far."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from cifarnets.errors import DivergedError
+from cifarnets.training.distributed import World
+
+
+class Tally:
+    """Losses, right answers, images and seconds of an epoch's batches.
+
+    Tensors are kept, not read: reading would wait for the device at every batch.
+    """
+
+    def __init__(
+        self, losses: Sequence[Tensor] = (), correct: Sequence[Tensor] = (), images: int = 0, seconds: float = 0.0
+    ) -> None:
+        self.losses = list(losses)
+        self.correct = list(correct)
+        self.images = images
+        self.seconds = seconds
+
+    def add(self, loss: Tensor, correct: Tensor, images: int) -> None:
+        """Note one batch."""
+        self.losses.append(loss)
+        self.correct.append(correct)
+        self.images += images
+
+    def read_losses(self, epoch: int, last: int = 0) -> Tensor:
+        """The losses of the last batches, of all by default: float64, on the CPU where the device has none.
+
+        Args:
+            epoch: For the message, from 1.
+            last: How many.
+
+        Raises:
+            DivergedError: One is NaN or infinite; the message says which batch's.
+        """
+        losses = torch.stack(self.losses[-last:])
+        values = losses.double() if losses.device.type != "mps" else losses.cpu().double()
+        wrong = values.isfinite().logical_not().nonzero().flatten().tolist()
+        if wrong:
+            batch = len(self.losses) - len(values) + wrong[0] + 1
+            raise diverged(values[wrong[0]].item(), f"epoch {epoch}, batch {batch}")
+        return values
+
+    def figures(self, epoch: int, lr: float, world: World) -> dict[str, float]:
+        """The history's row of the whole epoch, of all processes together.
+
+        Raises:
+            DivergedError: As `read_losses`.
+        """
+        return {
+            "epoch": epoch,
+            "loss": world.sum(self.read_losses(epoch)).mean().item(),
+            "accuracy": world.sum(torch.stack(self.correct).sum()).item() / self.images,
+            "lr": lr,
+            "seconds": self.seconds,
+            "images_per_second": self.images / self.seconds,
+        }
+
+
+def diverged(loss: float, where: str, images: Tensor | None = None) -> DivergedError:
+    """The error for a loss that is no number, with its likely cause."""
+    if images is not None and not images.isfinite().all():
+        return DivergedError(f"the loss is {loss} at {where}: the images of that batch hold NaN or infinity.")
+    return DivergedError(f"the loss is {loss} at {where}: training has diverged; try a lower learning rate.")
