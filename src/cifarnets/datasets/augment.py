@@ -9,7 +9,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from cifarnets.errors import InputError
@@ -53,29 +52,31 @@ class Augmenter:
 
     Args:
         augment: What to do.
-        images: uint8 `[N, C, H, W]`, where the batches are to appear.
+        images: uint8 `[N, C, H, W]`, or `[N, H, W, C]`, where the batches are to appear.
         seed: Of all chance.
+        channels_last: Which of the two.
     """
 
-    def __init__(self, augment: Augment, images: Tensor, seed: int) -> None:
+    def __init__(self, augment: Augment, images: Tensor, seed: int, channels_last: bool = False) -> None:
         self.augment = augment
         self.seed = seed
-        self.size = images.shape[-2:]
+        self._rows, self._columns = (1, 2) if channels_last else (2, 3)
+        self.size = images.shape[self._rows : self._columns + 1]
         self._count = len(images)
-        pad = augment.translate
+        pad, shape = augment.translate, images.shape[1:]
         if pad:
-            parts = [F.pad(part.float(), (pad,) * 4, mode="reflect").byte() for part in torch.split(images, 5000)]
-            images = torch.cat(parts)
-        if augment.flip is not None:
-            images = torch.cat([images, images.flip(-1)])  # memory for time: flipping is then a matter of where to read
-        self._windows, self._steps = images, (1, 0)
+            for axis in (self._rows, self._columns):
+                images = images.index_select(axis, _reflection(images.shape[axis], pad).to(images.device))
+        if augment.flip is not None:  # memory for time: flipping is then a matter of where to read
+            images = torch.cat([images, images.flip(self._columns)])
+        self._windows, self._steps = images, (1, 0, 0)
         if pad:
             # All windows of the padded images, overlapping, without a copy: one index_select then shifts, flips and
             # gathers, which is several times faster than indexing pixels.
-            _, channels, height, width = images.shape
-            reach = (channels - 1) * height * width + (self.size[0] - 1) * width + self.size[1] - 1
-            shape, strides = (images.numel() - reach, channels, *self.size), (1, height * width, width, 1)
-            self._windows, self._steps = images.as_strided(shape, strides), (channels * height * width, width)
+            steps = images.stride()
+            reach = sum((size - 1) * step for size, step in zip(shape, steps[1:], strict=True))
+            self._windows = images.as_strided((images.numel() - reach, *shape), (1, *steps[1:]))
+            self._steps = steps[0], steps[self._rows], steps[self._columns]
 
     @property
     def mixes(self) -> bool:
@@ -86,7 +87,7 @@ class Augmenter:
         """Draw this epoch's chances for all images."""
         chance = generator(self.seed, epoch, 1)
         augment, count = self.augment, self._count
-        image_step, row_step = self._steps
+        image_step, row_step, column_step = self._steps
         source = torch.arange(count)
         if augment.flip == "random":
             source += count * torch.rand(count, generator=chance).lt(0.5)
@@ -96,25 +97,30 @@ class Augmenter:
         starts = source * image_step
         if augment.translate:
             down, right = torch.randint(0, 2 * augment.translate + 1, (2, count), generator=chance)
-            starts += down * row_step + right
+            starts += down * row_step + right * column_step
         self._starts = starts.to(self._windows.device)
         if augment.cutout:
             sides = torch.tensor(self.size)[:, None]
             self._holes = (torch.rand(2, count, generator=chance) * sides).long().to(self._windows.device)
 
     def take(self, chosen: Tensor) -> Tensor:
-        """The images at `chosen`, shifted and flipped: uint8 `[B, C, H, W]`."""
+        """The images at `chosen`, shifted and flipped: uint8, `[B, C, H, W]` or `[B, H, W, C]`."""
         return self._windows.index_select(0, self._starts.index_select(0, chosen))
 
     def blank(self, images: Tensor, chosen: Tensor) -> Tensor:
-        """Cut the holes into the float images `[B, C, H, W]` that were taken at `chosen`, in place."""
-        if self.augment.cutout:
-            rows, columns = (
-                (torch.arange(size, device=images.device) - center[:, None] + self.augment.cutout // 2)
-                for size, center in zip(self.size, self._holes[:, chosen], strict=True)
-            )
-            inside = [(line >= 0) & (line < self.augment.cutout) for line in (rows, columns)]
-            images.masked_fill_((inside[0][:, :, None] & inside[1][:, None, :])[:, None], 0.0)
+        """Cut the holes into the float images, laid out as `take` gives them, that were taken at `chosen`, in place."""
+        side = self.augment.cutout
+        if side:
+            starts = self._holes[:, chosen, None] - side // 2
+            lines = [
+                torch.arange(size, device=images.device) - start for size, start in zip(self.size, starts, strict=True)
+            ]
+            down, across = ((line >= 0) & (line < side) for line in lines)
+            if self._rows == 1:  # in memory a row is all channels of all its pixels
+                across = across.repeat_interleave(images.shape[3], 1)
+                images.flatten(2).masked_fill_(down[:, :, None] & across[:, None, :], 0.0)
+            else:
+                images.masked_fill_((down[:, :, None] & across[:, None, :])[:, None], 0.0)
         return images
 
     def mix(self, images: Tensor, others: Tensor, epoch: int, batch: int) -> float:
@@ -134,6 +140,13 @@ class Augmenter:
         for size, at in zip((height, width), place, strict=True):
             low = round(at * size - side * size / 2)
             spans.append(slice(max(low, 0), min(low + round(side * size), size)))
-        images[..., spans[0], spans[1]] = others[..., spans[0], spans[1]]
+        rectangle = (slice(None),) * self._rows + tuple(spans)
+        images[rectangle] = others[rectangle]
         area: int = max(spans[0].stop - spans[0].start, 0) * max(spans[1].stop - spans[1].start, 0)
         return 1 - area / (height * width)
+
+
+def _reflection(size: int, pad: int) -> Tensor:
+    """Where each row of a picture comes from that is filled up by its reflection, int64 `[size + 2 * pad]`."""
+    places = torch.arange(-pad, size + pad).abs()
+    return size - 1 - (size - 1 - places).abs()
