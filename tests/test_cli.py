@@ -129,7 +129,7 @@ class TestWords:
             assert re.search(rf"^    {name} +\w+", printed, re.MULTILINE)
         assert "Exit status: 0 success, 1 failure, 2 bad usage, 130 interrupted" in printed
         examples = [re.split(r"  +", line.strip())[0] for line in cli.EXAMPLES.splitlines() if "  cifarnets" in line]
-        assert len(examples) == 6
+        assert len(examples) == 7
         for example in examples:
             assert example in printed
             cli._parser().parse_args([word.strip("'") for word in example.split()[1:]])
@@ -206,7 +206,7 @@ class TestTrain:
             --lr 0.002 --option weight_decay=0.1 --option betas=[0.8,0.9] --no-decay-biases --schedule cosine
             --schedule-option warmup=0.2 --schedule-option final=0.1 --label-smoothing 0.1 --accumulate 2
             --clip-norm 0.5 --ema 0.9 --seed 7 --precision bf16 --channels-last --deterministic
-            --checkpoint-every 1"""
+            --checkpoint-every 1 --augment flip=random --augment translate=1 --drop-last --tta mirror"""
         assert main([*TRAIN, *given.split()]) == 0
         expected = {
             "model": "convnet",
@@ -231,6 +231,9 @@ class TestTrain:
             "deterministic": True,
             "compile": False,
             "synthetic": True,
+            "augment": {"flip": "random", "translate": 1},
+            "drop_last": True,
+            "tta": "mirror",
         }
         recipe = recipe_of("here")
         assert {key: recipe[key] for key in expected} == expected
@@ -243,7 +246,7 @@ class TestTrain:
         assert load("here/model.safetensors").meta.classes == ("disc", "cross", "ring")
 
     def test_the_defaults_are_the_articles(self) -> None:
-        recipe = cli._recipe(cli._parser().parse_args(["train", "convnet"]))
+        recipe = cli._recipe(cli._parser().parse_args(["train", "convnet"]), {})
         assert recipe == cifarnets.training.Recipe("convnet")
 
     def test_quiet(self, capsys: pytest.CaptureFixture[str]) -> None:
@@ -309,7 +312,24 @@ class TestTrain:
 
     def test_without_a_name(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert fails(capsys, "train") == (
-            "cifarnets: name a model of `cifarnets list`, or a run to go on with: --resume DIR.\n"
+            "cifarnets: name a model of `cifarnets list`, a recipe (--recipe NAME), or a run to go on with "
+            "(--resume DIR).\n"
+        )
+
+    def test_a_recipe_and_what_is_said_beside_it(self, capsys: pytest.CaptureFixture[str]) -> None:
+        Path("mine.toml").write_text(
+            'model = "convnet"\nlr = 0.5\nbatch_size = 25\nsynthetic = true\n'
+            "optimizer_options = {momentum = 0.9}\nconfig = {hidden = 8}\n"
+        )
+        words = ["train", "--recipe", "mine.toml", "--epochs", "1", "--lr", "0.02", "--num-classes", "11"]
+        assert main([*words, "--option", "nesterov=true", "--out", "here", "--quiet"]) == 0
+        recipe = recipe_of("here")
+        assert (recipe["epochs"], recipe["lr"], recipe["batch_size"], recipe["synthetic"]) == (1, 0.02, 25, True)
+        assert recipe["optimizer_options"] == {"momentum": 0.9, "nesterov": True}
+        assert recipe["config"] == {"hidden": 8, "num_classes": 11}
+        assert "name a model (convnet) or a recipe (mine.toml), not both." in fails(capsys, *words, "convnet")
+        assert "unknown recipe 'convnet.cifar'. Did you mean 'convnet.cifar3'?" in fails(
+            capsys, "train", "--recipe", "convnet.cifar"
         )
 
     def test_where_nothing_can_be_written(self, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parents[1]
 def test_the_oldest_versions_are_those_that_are_tested() -> None:
     text = (ROOT / "pyproject.toml").read_text()
     dependencies = text.split("dependencies = [", 1)[1].split("\n]", 1)[0]
-    promised = dict(re.findall(r'"([\w-]+)>=([\d.]+)"', dependencies))
+    promised = dict(re.findall(r'"([\w-]+)>=([\d.]+)[";]', dependencies))
     promised |= dict(re.findall(r'^(?:plots|tensorboard) = \["([\w-]+)>=([\d.]+)"\]', text, re.MULTILINE))
     pinned = dict(re.findall(r"^([\w-]+)==([\d.]+)$", (ROOT / "tests" / "lowest.txt").read_text(), re.MULTILINE))
     assert {name: (version + ".0")[: len(pinned[name])] for name, version in promised.items()} == pinned

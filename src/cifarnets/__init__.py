@@ -10,7 +10,7 @@ from cifarnets.evaluation import Evaluation, evaluate
 from cifarnets.models import load, save
 from cifarnets.prediction import predict
 from cifarnets.seeding import seed_everything
-from cifarnets.training import Trainer
+from cifarnets.training import Trainer, reproduce
 from cifarnets.version import __version__
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "load",
     "models",
     "predict",
+    "reproduce",
     "save",
     "seed_everything",
     "training",

@@ -5,10 +5,10 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import cifarnets
 from cifarnets.datasets import (
@@ -20,8 +20,10 @@ from cifarnets.datasets import (
     download_cifar10,
 )
 from cifarnets.errors import CifarNetsError, DownloadError, InputError, OutputError
+from cifarnets.evaluation import TTA
 from cifarnets.models.meta import get_meta
-from cifarnets.training import ArticleLog, Recipe, Run, distributed, run
+from cifarnets.training import ArticleLog, Recipe, Run, distributed, load_recipe, run
+from cifarnets.training.precision import Precision
 from cifarnets.training.schedules import SCHEDULES
 
 EXAMPLES = """\
@@ -30,6 +32,7 @@ examples:
   cifarnets download                                   fetch CIFAR-10 (170 MB) once
   cifarnets list 'conv*'
   cifarnets train convnet --classes airplane,automobile,ship --epochs 100
+  cifarnets train --recipe convnet.cifar3 --seed 1
   cifarnets evaluate runs/convnet/model.safetensors
   cifarnets predict runs/convnet/model.safetensors plane.png ship.jpg --topk 3
 
@@ -97,14 +100,20 @@ def _download(options: argparse.Namespace) -> None:
 
 
 def _train(options: argparse.Namespace) -> int:
-    if options.name is None and options.resume is None:
-        raise InputError("name a model of `cifarnets list`, or a run to go on with: --resume DIR.")
-    if options.name is None:
-        said = [f"--{key.replace('_', '-')}" for key, usual in options.recipe.items() if getattr(options, key) != usual]
+    said = {key: getattr(options, key) for key in options.changes if hasattr(options, key)}
+    if options.name is None and options.recipe is None:
+        if options.resume is None:
+            raise InputError(
+                "name a model of `cifarnets list`, a recipe (--recipe NAME), or a run to go on with (--resume DIR)."
+            )
         if said:
-            raise InputError(f"a run goes on with the recipe that it was started with; drop {', '.join(said)}.")
-    recipe = None if options.name is None else _recipe(options)
-    folder = options.resume or options.out or _new_folder(Path("runs") / options.name)
+            words = ", ".join(f"--{key.replace('_', '-')}" for key in said)
+            raise InputError(f"a run goes on with the recipe that it was started with; drop {words}.")
+        recipe = None
+    else:
+        recipe = _recipe(options, said)
+    name = options.recipe or options.name
+    folder = options.resume or options.out or _new_folder(Path("runs") / str(name))
     result = run(
         recipe,
         folder,
@@ -123,31 +132,20 @@ def _train(options: argparse.Namespace) -> int:
     return _ended(result)
 
 
-def _recipe(options: argparse.Namespace) -> Recipe:
-    return Recipe(
-        model=options.name,
-        config={} if options.num_classes is None else {"num_classes": options.num_classes},
-        classes=tuple(options.classes.split(",")) if options.classes else (),
-        epochs=options.epochs,
-        batch_size=options.batch_size,
-        optimizer=options.optimizer,
-        lr=options.lr,
-        optimizer_options=dict(options.option),
-        decay_biases=not options.no_decay_biases,
-        schedule=options.schedule,
-        schedule_options=dict(options.schedule_option),
-        label_smoothing=options.label_smoothing,
-        accumulate=options.accumulate,
-        clip_norm=options.clip_norm,
-        precision=options.precision,
-        compile=options.compile,
-        channels_last=options.channels_last,
-        deterministic=options.deterministic,
-        ema=options.ema,
-        seed=options.seed,
-        val=options.val,
-        synthetic=options.synthetic,
-    )
+def _recipe(options: argparse.Namespace, said: dict[str, Any]) -> Recipe:
+    """The recipe that was asked for, with what was said beside it changed."""
+    if options.name is not None and options.recipe is not None:
+        raise InputError(f"name a model ({options.name}) or a recipe ({options.recipe}), not both.")
+    recipe = Recipe(options.name) if options.recipe is None else load_recipe(options.recipe)
+    changes = dict(said)
+    if "num_classes" in said:
+        changes["config"] = {**recipe.config, "num_classes": changes.pop("num_classes")}
+    if "classes" in said:
+        changes["classes"] = tuple(said["classes"].split(","))
+    for key in ("optimizer_options", "schedule_options", "augment"):
+        if key in said:
+            changes[key] = {**getattr(recipe, key), **dict(said[key])}
+    return replace(recipe, **changes)
 
 
 def _evaluate(options: argparse.Namespace) -> None:
@@ -286,42 +284,53 @@ def _parser() -> argparse.ArgumentParser:
 
     train = command("train", _train, "train a model on CIFAR-10 and keep the run in a folder", [data, device])
     train.add_argument("name", nargs="?", help="a model of `cifarnets list`")
+    train.add_argument("--recipe", metavar="NAME", help="train as a recipe says: a name, or a TOML file")
     train.add_argument("--out", type=Path, metavar="DIR", help="run folder (default: runs/NAME-DATE-TIME)")
     train.add_argument(
         "--resume", type=Path, metavar="DIR", help="go on with the run in this folder; with NAME, start it if it is new"
     )
     train.add_argument("--quiet", action="store_true", help="no progress bar, and no line every ten epochs")
-    what = train.add_argument_group("what to train on")
-    what.add_argument("--classes", metavar="A,B,…", help="these classes only, relabelled from 0")
-    what.add_argument("--num-classes", type=_positive, metavar="N", help="outputs (default: one a class)")
-    what.add_argument("--val", type=int, default=0, metavar="N", help="hold out N training images and evaluate on them")
-    what.add_argument("--synthetic", action="store_true", help="drawn pictures, which need no data")
-    how = train.add_argument_group("how (the defaults are the article's)")
-    how.add_argument("--epochs", type=_positive, default=20, help="default: 20")
-    how.add_argument("--batch-size", type=_positive, default=64, help="default: 64")
-    how.add_argument("--optimizer", default="sgd", help="an optimizer of torch, such as sgd or adamw (default: sgd)")
-    how.add_argument("--lr", type=float, default=1e-2, help="learning rate, or its peak (default: 0.01)")
-    pairs: Any = {"type": _option, "action": "append", "default": [], "metavar": "K=V"}
-    how.add_argument("--option", **pairs, help="of the optimizer: momentum=0.9")
-    how.add_argument("--no-decay-biases", action="store_true", help="no weight decay on biases and normalisation")
-    how.add_argument("--schedule", choices=list(SCHEDULES), help="of the learning rate, per batch")
-    how.add_argument("--schedule-option", **pairs, help="of the schedule: warmup=0.1")
-    how.add_argument("--label-smoothing", type=float, default=0.0, metavar="X", help="default: 0")
-    how.add_argument("--accumulate", type=_positive, default=1, metavar="N", help="batches an optimizer step")
-    how.add_argument("--clip-norm", type=float, metavar="X", help="limit of the norm of all gradients")
-    how.add_argument("--ema", type=float, metavar="DECAY", help="evaluate and save a moving average of the weights")
-    how.add_argument("--seed", type=_seed, default=0, help="default: 0")
-    fast = train.add_argument_group("how fast")
-    fast.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="fp32", help="default: fp32")
-    fast.add_argument("--compile", action="store_true", help="torch.compile the model")
-    fast.add_argument("--channels-last", action="store_true", help="[N, H, W, C] in memory")
-    fast.add_argument("--deterministic", action="store_true", help="deterministic algorithms only")
-    fast.add_argument(
+    train.add_argument(
         "--checkpoint-every", type=_positive, metavar="N", help="batches between checkpoints (default: one an epoch)"
     )
-
-    words = [action for group in (what, how, fast) for action in group._group_actions]
-    train.set_defaults(recipe={word.dest: word.default for word in words if word.dest != "checkpoint_every"})
+    # What is not said is not there, so that it can be told from what is: defaults are those of the recipe.
+    unsaid: Any = {"default": argparse.SUPPRESS}
+    switch: Any = {"action": "store_true", **unsaid}
+    pairs: Any = {"type": _option, "action": "append", "metavar": "K=V", **unsaid}
+    what = train.add_argument_group("what to train on (beside --recipe, these change it)")
+    what.add_argument("--classes", metavar="A,B,…", help="these classes only, relabelled from 0", **unsaid)
+    what.add_argument("--num-classes", type=_positive, metavar="N", help="outputs (default: one a class)", **unsaid)
+    what.add_argument("--val", type=int, metavar="N", help="hold out N training images and evaluate on them", **unsaid)
+    what.add_argument("--synthetic", help="drawn pictures, which need no data", **switch)
+    what.add_argument("--augment", help="flip=random, translate=2, cutout=8, mixup=0.2, cutmix=1.0", **pairs)
+    how = train.add_argument_group("how (the defaults are the article's)")
+    how.add_argument("--epochs", type=_positive, help="default: 20", **unsaid)
+    how.add_argument("--batch-size", type=_positive, help="default: 64", **unsaid)
+    how.add_argument("--drop-last", help="leave out a last batch that is not full", **switch)
+    how.add_argument("--optimizer", help="an optimizer of torch, such as sgd or adamw (default: sgd)", **unsaid)
+    how.add_argument("--lr", type=float, help="learning rate, or its peak (default: 0.01)", **unsaid)
+    how.add_argument("--option", dest="optimizer_options", help="of the optimizer: momentum=0.9", **pairs)
+    how.add_argument(
+        "--no-decay-biases",
+        dest="decay_biases",
+        action="store_false",
+        help="no weight decay on biases and normalisation",
+        **unsaid,
+    )
+    how.add_argument("--schedule", choices=list(SCHEDULES), help="of the learning rate, per batch", **unsaid)
+    how.add_argument("--schedule-option", dest="schedule_options", help="of the schedule: warmup=0.1", **pairs)
+    how.add_argument("--label-smoothing", type=float, metavar="X", help="default: 0", **unsaid)
+    how.add_argument("--accumulate", type=_positive, metavar="N", help="batches an optimizer step", **unsaid)
+    how.add_argument("--clip-norm", type=float, metavar="X", help="limit of the norm of all gradients", **unsaid)
+    how.add_argument("--ema", type=float, metavar="DECAY", help="evaluate and save a moving average", **unsaid)
+    how.add_argument("--tta", choices=get_args(TTA), help="evaluate with test-time augmentation too", **unsaid)
+    how.add_argument("--seed", type=_seed, help="default: 0", **unsaid)
+    fast = train.add_argument_group("how fast")
+    fast.add_argument("--precision", choices=get_args(Precision), help="default: fp32", **unsaid)
+    fast.add_argument("--compile", help="torch.compile the model", **switch)
+    fast.add_argument("--channels-last", help="[N, H, W, C] in memory", **switch)
+    fast.add_argument("--deterministic", help="deterministic algorithms only", **switch)
+    train.set_defaults(changes=[action.dest for group in (what, how, fast) for action in group._group_actions])
 
     evaluate = command("evaluate", _evaluate, "measure a weight file on CIFAR-10", [data, device, as_json])
     evaluate.add_argument("weights", help="a .safetensors file, or hf://owner/repo")

@@ -15,7 +15,8 @@ import cifarnets
 from cifarnets import Trainer, evaluate, load
 from cifarnets.datasets import BatchLoader, CIFAR10Normalized, SyntheticCIFAR10
 from cifarnets.errors import CifarNetsError, DataNotFoundError, InputError, OutputError, UnknownNameError
-from cifarnets.training import Callback, Recipe, Run, run
+from cifarnets.training import Callback, Recipe, Run, list_recipes, load_recipe, reproduce, run
+from cifarnets.training.recipe import TRAINER_FIELDS
 
 SMALL = Recipe("convnet", {"widths": (4, 4), "hidden": 8}, epochs=2, batch_size=50, lr=0.05, synthetic=True)
 RICH = replace(
@@ -379,3 +380,49 @@ class TestResume:
             with pytest.raises(InputError, match=r"run.json' is damaged: "):
                 go(recipe, tmp_path, resume=True)
         assert (tmp_path / "run.json").read_bytes() == content
+
+
+def test_every_recipe_of_the_library_can_be_built(tmp_path: Path) -> None:
+    assert "convnet.cifar3" in list_recipes("convnet*")
+    assert list_recipes("no*") == []
+    for name in list_recipes():
+        recipe = load_recipe(name)
+        assert recipe.model == name.partition(".")[0], "a recipe is named model.tag"
+        classes = len(recipe.classes) or 10
+        model = cifarnets.models.create(recipe.model, **{"num_classes": classes, **recipe.config})
+        trainer = Trainer(model, device="cpu", **{key: getattr(recipe, key) for key in TRAINER_FIELDS})
+        labels = torch.arange(4) % classes
+        trainer.fit([(torch.randn(4, 3, 32, 32), labels)] * 2, epochs=1)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model = ", "cannot read the recipe '.*mine.toml': Invalid value"),
+        ("epochs = 3", "the recipe '.*mine.toml' names no model."),
+        ('model = "convnet"\nepoch = 3', "the recipe '.*mine.toml' has epoch, which no recipe has; it may have: accum"),
+    ],
+)
+def test_a_recipe_that_cannot_be_read(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text(text)
+    with pytest.raises(InputError, match=message):
+        load_recipe(tmp_path / "mine.toml")
+
+
+def test_recipes_that_are_not_there(tmp_path: Path) -> None:
+    with pytest.raises(UnknownNameError, match=r"unknown recipe 'convnet\.cifar'\. Did you mean 'convnet.cifar3'?"):
+        load_recipe("convnet.cifar")
+    with pytest.raises(InputError, match=r"cannot read the recipe '.*nowhere\.toml': "):
+        load_recipe(tmp_path / "nowhere.toml")
+
+
+def test_reproducing_is_running_a_recipe_with_a_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("small.toml").write_text(
+        'model = "convnet"\nepochs = 1\nbatch_size = 50\nsynthetic = true\nconfig = {widths = [4, 4], hidden = 8}\n'
+    )
+    done = reproduce("small.toml", seed=3, device="cpu", progress=False)
+    assert done.recipe.seed == 3
+    assert done.folder == Path("runs/small.toml-seed3")
+    again = reproduce("small.toml", seed=3, device="cpu", progress=False)  # found finished
+    assert again.history == done.history

@@ -14,7 +14,7 @@ from cifarnets.training.callbacks import (
 from cifarnets.training.history import History
 from cifarnets.training.lr_finder import LRSearch, find_lr
 from cifarnets.training.optimizers import make_optimizer
-from cifarnets.training.recipe import Recipe, Run, run
+from cifarnets.training.recipe import Recipe, Run, list_recipes, load_recipe, reproduce, run
 from cifarnets.training.schedules import make_schedule
 from cifarnets.training.trainer import Trainer
 
@@ -34,7 +34,10 @@ __all__ = [
     "TensorBoardLog",
     "Trainer",
     "find_lr",
+    "list_recipes",
+    "load_recipe",
     "make_optimizer",
     "make_schedule",
+    "reproduce",
     "run",
 ]

@@ -84,9 +84,13 @@ class ConvMuon(Optimizer):
 
 
 def orthogonalise(matrix: Tensor, steps: int) -> Tensor:
-    """About the nearest matrix `[M, N]` whose singular values are one, by Newton-Schulz iteration in bfloat16."""
+    """About the nearest matrix `[M, N]` whose singular values are one, by Newton-Schulz iteration.
+
+    In bfloat16 on CUDA, which is exact enough; elsewhere in float32, because many CPUs have no bfloat16 and are then
+    a hundred times slower in it.
+    """
     a, b, c = COEFFICIENTS
-    x: Tensor = matrix.bfloat16()
+    x: Tensor = matrix.bfloat16() if matrix.is_cuda else matrix.float()
     x /= x.norm() + 1e-7
     tall = x.shape[0] > x.shape[1]
     if tall:

@@ -5,8 +5,10 @@ import os
 import platform
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime, timezone
+from fnmatch import fnmatchcase
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from cifarnets.atomic import write_atomic
 from cifarnets.datasets import Augment, BatchLoader, CIFAR10Normalized, SyntheticCIFAR10, cifar_subset, train_val_split
 from cifarnets.datasets.images import ImageDataset
 from cifarnets.device import resolve_device
-from cifarnets.errors import InputError, OutputError
+from cifarnets.errors import InputError, OutputError, unknown_name
 from cifarnets.evaluation import TTA, Evaluation, evaluate
 from cifarnets.models import create, describe, save
 from cifarnets.seeding import seed_everything
@@ -101,6 +103,72 @@ class Recipe:
         """The training or test images of this recipe's classes."""
         dataset = SyntheticCIFAR10(train) if self.synthetic else CIFAR10Normalized(root, train)
         return cifar_subset(dataset, self.classes) if self.classes else dataset
+
+
+def list_recipes(pattern: str = "*") -> list[str]:
+    """The names of the recipes that come with the library and match a shell pattern, sorted."""
+    names = [file.name.removesuffix(".toml") for file in _recipe_folder().iterdir() if file.name.endswith(".toml")]
+    return sorted(name for name in names if fnmatchcase(name, pattern))
+
+
+def load_recipe(name: str | os.PathLike[str]) -> Recipe:
+    """A recipe that comes with the library, or that of a TOML file whose keys are the fields of `Recipe`.
+
+    Examples:
+        >>> load_recipe("convnet.cifar3").model
+        'convnet'
+
+    Args:
+        name: One of `list_recipes()`, or the path of a file that ends in `.toml`.
+
+    Raises:
+        UnknownNameError: There is no such recipe; the near match is suggested.
+        InputError: The file cannot be read, is not TOML, or has a key that is no field.
+    """
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+
+    if str(name).endswith(".toml"):
+        source: Any = Path(name)
+    elif name not in list_recipes():
+        raise unknown_name("recipe", name, list_recipes())
+    else:
+        source = _recipe_folder() / f"{name}.toml"
+    try:
+        content = tomllib.loads(source.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read the recipe {str(name)!r}: {error}.") from error
+    fitting = {key.name for key in fields(Recipe)}
+    if strange := sorted(content.keys() - fitting):
+        raise InputError(
+            f"the recipe {str(name)!r} has {', '.join(strange)}, which no recipe has; it may have: "
+            f"{', '.join(sorted(fitting))}."
+        )
+    if "model" not in content:
+        raise InputError(f"the recipe {str(name)!r} names no model.")
+    return Recipe(**content)
+
+
+def reproduce(name: str, seed: int = 0, folder: str | os.PathLike[str] | None = None, **options: Any) -> "Run":
+    """Train what a recipe of the library says, as the released weights were.
+
+    Args:
+        name: One of `list_recipes()`.
+        seed: Another one than was published gives another run of the same kind.
+        folder: Where to; by default `runs/NAME-seedSEED`. A run that was broken off there is gone on with.
+        options: Further arguments of `run`, such as `device` and `root`.
+
+    Raises:
+        CifarNetsError: As `load_recipe` and `run` do.
+    """
+    recipe = replace(load_recipe(name), seed=seed)
+    return run(recipe, folder or Path("runs") / f"{name}-seed{seed}", **{"resume": True, **options})
+
+
+def _recipe_folder() -> Any:
+    return resources.files("cifarnets") / "recipes"
 
 
 @dataclass(frozen=True)
