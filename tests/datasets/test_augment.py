@@ -27,9 +27,17 @@ def _windows(image: torch.Tensor, pad: int) -> list[torch.Tensor]:
 
 
 @settings(max_examples=15, deadline=None, derandomize=True)
-@given(seed=st.integers(0, 10**6), pad=st.integers(0, 4), flip=st.sampled_from(["random", "alternating", None]))
-def test_each_image_is_one_of_its_own_shifts_and_mirror_images(seed: int, pad: int, flip: str | None) -> None:
-    seen = _epoch(_loader(Augment(flip=flip, translate=pad), seed=seed))  # type: ignore[arg-type]
+@given(
+    seed=st.integers(0, 10**6),
+    pad=st.integers(0, 4),
+    flip=st.sampled_from(["random", "alternating", None]),
+    channels_last=st.booleans(),
+)
+def test_each_image_is_one_of_its_own_shifts_and_mirror_images(
+    seed: int, pad: int, flip: str | None, channels_last: bool
+) -> None:
+    augment = Augment(flip=flip, translate=pad)  # type: ignore[arg-type]
+    seen = _epoch(_loader(augment, seed=seed, channels_last=channels_last))
     for image, view in zip(IMAGES.float() / 255, seen, strict=True):
         forms = _windows(image, pad)
         allowed = forms if flip else forms[::2]
@@ -45,6 +53,49 @@ def test_all_shifts_and_both_sides_occur() -> None:
     assert sum(counts) == 2000
     assert min(counts) > 2000 / 18 / 2
     assert max(counts) < 2000 / 18 * 2
+
+
+def test_holes_are_as_likely_everywhere() -> None:
+    white = ImageDataset(torch.full((4000, 3, 32, 32), 255, dtype=torch.uint8), [0] * 4000, ["a"], view="unit")
+    seen = _epoch(BatchLoader(white, 1000, device="cpu", seed=0, augment=Augment(flip=None, cutout=1)))
+    holes = (seen == 0).all(1)
+    assert (holes.flatten(1).sum(1) == 1).all(), "a hole of one pixel in every picture"
+    for counts in (holes.sum((0, 1)), holes.sum((0, 2))):  # 125 expected in each column and in each row
+        assert (counts - 125).square().sum() / 125 < 66, "chi-square, 31 degrees of freedom, p = 0.0002"
+    assert (holes.sum((1, 2)) == 1).all()
+
+
+def test_half_of_the_images_are_mirrored_and_other_ones_each_epoch() -> None:
+    half = torch.zeros(4000, 3, 32, 32, dtype=torch.uint8)
+    half[..., 16:] = 255
+    loader = BatchLoader(
+        ImageDataset(half, [0] * 4000, ["a"], view="unit"), 1000, device="cpu", seed=0, augment=Augment()
+    )
+    first, second = ((_epoch(loader)[:, 0, 0, 0] == 1) for _ in range(2))
+    for flipped in (first, second, first ^ second):  # 2,000 expected, standard deviation 32
+        assert abs(int(flipped.sum()) - 2000) < 4 * 32
+
+
+@pytest.mark.parametrize("kind", ["mixup", "cutmix"])
+def test_shares_of_mixtures_are_spread_as_asked(kind: str) -> None:
+    loader = _loader(Augment(flip=None, **{kind: 1.0}), batch_size=23)  # type: ignore[arg-type]
+    shares = [float(next(iter(loader))[1][1, 1]) for _ in range(400)]  # image 1 is of class 1, its partner of class 0
+    # Beta(1, 1) is uniform; a rectangle that is cut off at the border leaves a larger share.
+    assert 0.45 < sum(shares) / 400 < (0.55 if kind == "mixup" else 0.75)
+    assert min(shares) < 0.2
+    assert max(shares) > 0.9
+
+
+@pytest.mark.gpu
+def test_on_cuda_the_chances_are_those_of_the_cpu() -> None:
+    augment = Augment(translate=3, cutout=6, mixup=0.5)
+    loaders = [
+        BatchLoader(DATASET, 8, True, device=device, seed=1, augment=augment, channels_last=True)
+        for device in ("cpu", "cuda")
+    ]
+    for (images, labels), (on_cuda, labels_on_cuda) in zip(*loaders, strict=True):
+        torch.testing.assert_close(on_cuda.cpu(), images)
+        torch.testing.assert_close(labels_on_cuda.cpu(), labels)
 
 
 def test_alternating_flips_show_both_sides_in_two_epochs() -> None:
@@ -82,9 +133,10 @@ def test_shares_of_several_processes_make_up_the_batch(augment: Augment) -> None
         assert part[2] == 8
 
 
-def test_cutout_blanks_one_square_within_the_borders() -> None:
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_cutout_blanks_one_square_within_the_borders(channels_last: bool) -> None:
     plain = _epoch(_loader(Augment(flip=None)))
-    cut = _epoch(_loader(Augment(flip=None, cutout=8)))
+    cut = _epoch(_loader(Augment(flip=None, cutout=8), channels_last=channels_last))
     for image, view in zip(plain, cut, strict=True):
         changed = (image != view).any(0)
         rows, columns = changed.any(1).nonzero().flatten(), changed.any(0).nonzero().flatten()
@@ -99,7 +151,7 @@ def test_cutout_blanks_one_square_within_the_borders() -> None:
 
 def test_mixup_mixes_images_and_labels_with_one_share() -> None:
     plain = next(iter(_loader(Augment(flip=None), batch_size=8)))
-    images, labels = next(iter(_loader(Augment(flip=None, mixup=1.0), batch_size=8)))
+    images, labels = next(iter(_loader(Augment(flip=None, mixup=1.0), batch_size=8, channels_last=True)))
     partner = torch.arange(8).roll(1)
     share = float(labels[0, plain[1][0]])
     assert 0 < share < 1
@@ -109,8 +161,9 @@ def test_mixup_mixes_images_and_labels_with_one_share() -> None:
     torch.testing.assert_close(labels.sum(1), torch.ones(8))
 
 
-def test_cutmix_pastes_a_rectangle_whose_area_is_the_share_of_the_other_label() -> None:
-    loader = _loader(Augment(flip=None, cutmix=1.0), batch_size=8)
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_cutmix_pastes_a_rectangle_whose_area_is_the_share_of_the_other_label(channels_last: bool) -> None:
+    loader = _loader(Augment(flip=None, cutmix=1.0), batch_size=8, channels_last=channels_last)
     plain = next(iter(_loader(Augment(flip=None), batch_size=8)))
     for _ in range(5):
         images, labels = next(iter(loader))

@@ -1,0 +1,140 @@
+"""The 94 % recipe: some steps of it with our Trainer and in plain PyTorch, side by side, against the matmul ceiling.
+
+The plain version is what the recipe's authors do on a GPU, on this machine and with nothing changed for it: eager,
+contiguous, batches augmented by indexing, Newton-Schulz in bfloat16 on CUDA. Both compute in the precision that
+`precision="auto"` chooses. Epoch times are those of the steps, times the 25 steps of an epoch; the accuracy is that of
+`cifarnets train --recipe airbench94`.
+"""
+
+import argparse
+import contextlib
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from benchmarks._side_by_side import machine
+from cifarnets import Trainer, seed_everything
+from cifarnets.datasets import Augment, BatchLoader, CIFAR10Normalized
+from cifarnets.models import create, summary
+from cifarnets.training import load_recipe
+from cifarnets.training.muon import ConvMuon
+from cifarnets.training.precision import autocast_dtype
+from cifarnets.training.recipe import TRAINER_FIELDS
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def ceiling(dtype: torch.dtype, size: int = 2048) -> float:
+    """FLOP/s of a large matrix product."""
+    a, b = (torch.randn(size, size, device=DEVICE).to(dtype) for _ in range(2))
+    a @ b
+    times = []
+    for _ in range(5):
+        wait()
+        started = time.perf_counter()
+        a @ b
+        wait()
+        times.append(time.perf_counter() - started)
+    return 2 * size**3 / statistics.median(times)
+
+
+def wait() -> None:
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def plain(dataset: CIFAR10Normalized, batch: int) -> Callable[[], None]:
+    """One step of the recipe in plain PyTorch."""
+    seed_everything(0)
+    model: Any = create("airbench94").to(DEVICE)
+    dtype = autocast_dtype("auto", DEVICE)
+    mean, std = (torch.tensor(column, device=DEVICE).view(3, 1, 1) for column in (dataset.mean, dataset.std))
+    images = dataset.images[: batch * 2].to(DEVICE).float().div(255).sub(mean).div(std)
+    labels = dataset.labels[: batch * 2].to(DEVICE)
+    model.prepare(images)
+    optimizer = ConvMuon(model)
+    padded = F.pad(images, (2,) * 4, "reflect")
+
+    def step() -> None:
+        chosen = torch.randperm(len(images), device=DEVICE)[:batch]
+        shift = torch.randint(0, 5, (2, batch), device=DEVICE)
+        grid = torch.arange(32, device=DEVICE)
+        rows, columns = (line[:, None] + grid for line in shift)
+        cut = padded[chosen[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+        flip = torch.rand(batch, device=DEVICE) < 0.5
+        inputs = torch.where(flip.view(-1, 1, 1, 1), cut.flip(-1), cut).contiguous()
+        with torch.autocast(DEVICE.type, dtype) if dtype else contextlib.nullcontext():
+            loss = F.cross_entropy(model(inputs), labels[chosen], label_smoothing=0.2)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        wait()
+
+    return step
+
+
+def ours(dataset: CIFAR10Normalized, batch: int) -> Callable[[], None]:
+    """One step of the recipe with the Trainer, loader included."""
+    recipe = load_recipe("airbench94")
+    seed_everything(0)
+    model: Any = create("airbench94")
+    model.prepare(next(iter(BatchLoader(dataset, 2000, device="cpu")))[0])
+    part = dataset.select(range(batch * 2))
+    loader = BatchLoader(
+        part, batch, True, device=DEVICE, seed=0, augment=Augment(**recipe.augment), channels_last=True
+    )
+    trainer = Trainer(model, device=DEVICE, progress=False, **{name: getattr(recipe, name) for name in TRAINER_FIELDS})
+    trainer.model.train()
+    again = iter(loader)
+
+    def step() -> None:
+        nonlocal again
+        images, labels = next(again, (None, None))
+        if images is None or labels is None:
+            again = iter(loader)
+            images, labels = next(again)
+        trainer.run_batch(images, labels, len(labels))
+        wait()
+
+    return step
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--batch-size", type=int, default=2000)
+    options = parser.parse_args()
+    dataset, batch = CIFAR10Normalized(), options.batch_size
+    dtype = autocast_dtype("auto", DEVICE) or torch.float32
+    best = ceiling(dtype)
+    flops = 3 * 2 * summary(create("airbench94")).macs * batch
+    contenders = {"plain PyTorch": plain(dataset, batch), "Trainer and BatchLoader": ours(dataset, batch)}
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for turn in range(options.steps + 1):
+        for name, step in contenders.items():
+            started = time.perf_counter()
+            step()
+            if turn:
+                seconds[name].append(time.perf_counter() - started)
+    recipe = load_recipe("airbench94")
+    print(f"{machine()}; {dtype}; {options.steps} steps of {batch} images\n")
+    print(f"A matrix product of 2048×2048 reaches {best / 1e9:,.0f} GFLOP/s; a step does {flops / 1e12:.2f} TFLOP.\n")
+    print("| | seconds a step (median) | of the ceiling | seconds an epoch | for 8 epochs | ratio |")
+    print("|---|---|---|---|---|---|")
+    theirs = seconds["plain PyTorch"]
+    for name, runs in seconds.items():
+        median = statistics.median(runs)
+        epoch = median * 50_000 / batch
+        ratio = statistics.median(a / b for a, b in zip(runs, theirs, strict=True))
+        print(
+            f"| {name} | {median:.2f} | {flops / median / best:.0%} | {epoch:.0f} | {epoch * recipe.epochs:,.0f} "
+            f"| {ratio:.2f} |"
+        )
+
+
+if __name__ == "__main__":
+    main()

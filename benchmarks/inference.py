@@ -1,0 +1,84 @@
+"""Using a model: evaluate and predict, one picture at a time and a thousand, start-up time, and memory."""
+
+import argparse
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+
+from benchmarks._side_by_side import machine, take_turns
+from cifarnets import evaluate, predict, seed_everything
+from cifarnets.datasets import BatchLoader, CIFAR10Normalized
+from cifarnets.models import create, describe
+
+PROGRAMS = {
+    "import torch": "import torch",
+    "import cifarnets": "import cifarnets",
+    "… and the first prediction": (
+        "import torch, cifarnets; m = cifarnets.models.create('convnet'); "
+        "cifarnets.predict(m, torch.rand(3, 32, 32), mean=[0.5] * 3, std=[0.25] * 3)"
+    ),
+    "… and CIFAR-10 in memory": "import cifarnets; cifarnets.datasets.CIFAR10Normalized()",
+    "… and an epoch of the article's net": (
+        "import cifarnets; d = cifarnets.datasets.CIFAR10Normalized(); "
+        "cifarnets.Trainer(cifarnets.models.create('convnet'), progress=False)"
+        ".fit(cifarnets.datasets.BatchLoader(d, shuffle=True), epochs=1)"
+    ),
+}
+
+
+def cost(program: str) -> tuple[float, float]:
+    """Seconds of a fresh interpreter, and its highest resident memory in MiB."""
+    report = "; import resource, sys; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    started = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", program + report], capture_output=True, text=True, check=True)
+    return time.perf_counter() - started, int(done.stdout) / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--models", nargs="*", default=["fcnet", "convnet", "airbench94"])
+    options = parser.parse_args()
+    test = CIFAR10Normalized(train=False)
+    pictures = test.images[:1000]
+    print(f"{machine()}; {options.rounds} rounds, medians\n")
+    print("| model | evaluate, images/s | predict, batch 1000 | predict, batch 1 | latency of one picture, ms (p95) |")
+    print("|---|---|---|---|---|")
+    for name in options.models:
+        seed_everything(0)
+        model = create(name).eval()
+        describe(model, classes=test.classes, mean=test.mean, std=test.std)
+        loader = BatchLoader(test.select(range(1000)), 1000, device="cpu")
+        latencies: list[float] = []
+
+        def one_by_one(model: torch.nn.Module = model, latencies: list[float] = latencies) -> None:
+            for picture in pictures[:50]:
+                started = time.perf_counter()
+                predict(model, picture, device="cpu")
+                latencies.append(time.perf_counter() - started)
+
+        jobs: dict[str, Callable[[], object]] = {
+            "evaluate": lambda model=model, loader=loader: evaluate(model, loader, "cpu"),  # type: ignore[misc]
+            "many": lambda model=model: predict(model, pictures, device="cpu"),  # type: ignore[misc]
+            "one": one_by_one,
+        }
+        seconds = {key: statistics.median(runs) for key, runs in take_turns(jobs, options.rounds).items()}
+        latency = statistics.median(latencies), statistics.quantiles(latencies, n=20)[-1]
+        print(
+            f"| {name} | {1000 / seconds['evaluate']:,.0f} | {1000 / seconds['many']:,.0f} | "
+            f"{50 / seconds['one']:,.0f} | {latency[0] * 1000:.2f} ({latency[1] * 1000:.2f}) |",
+            flush=True,
+        )
+    print("\n| a fresh interpreter | seconds | peak memory, MiB |\n|---|---|---|")
+    costs = {name: [cost(program) for _ in range(min(options.rounds, 3))] for name, program in PROGRAMS.items()}
+    for name, found in costs.items():
+        seconds_taken, memory = (statistics.median(column) for column in zip(*found, strict=True))
+        print(f"| {name} | {seconds_taken:.2f} | {memory:,.0f} |")
+
+
+if __name__ == "__main__":
+    main()
