@@ -458,6 +458,13 @@ class TestPredict:
         assert {name for name, _ in entry["top"]} == {"airplane", "automobile", "ship"}
         assert sum(probability for _, probability in entry["top"]) == pytest.approx(1)
 
+    def test_views(self, weights: str, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["predict", weights, "red.png", "--topk", "3", "--json", "--tta", "mirror_shift"]) == 0
+        (entry,) = json.loads(capsys.readouterr().out)
+        expected: Any = cifarnets.predict(load(weights), "red.png", 3, tta="mirror_shift")
+        assert [tuple(pair) for pair in entry["top"]] == expected
+        assert expected != cifarnets.predict(load(weights), "red.png", 3)
+
     def test_one_class_unless_told(self, weights: str, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["predict", weights, "sea.png"]) == 0
         assert re.fullmatch(r"sea\.png: (airplane|automobile|ship) 0\.\d{3}\n", capsys.readouterr().out)

@@ -226,15 +226,6 @@ class TestAugmentation:
         up = (first[:, 1, 1] + first[:, 1, -2]) / 2
         torch.testing.assert_close(self.logits(images, "mirror_shift")[:, 0], straight / 2 + down / 4 + up / 4)
 
-    def test_evaluate_measures_the_augmented_answers(self) -> None:
-        model, labels = models.create("convnet", num_classes=3), torch.tensor([0, 1, 2, 0, 1])
-        images = torch.rand(5, 3, 32, 32)
-        found = evaluate(model, [(images, labels)], "cpu", tta="mirror")
-        with torch.no_grad():
-            expected = measure((model(images) + model(images.flip(-1))) / 2, labels)
-        assert found.loss == pytest.approx(expected.loss)
-        assert found.loss != pytest.approx(evaluate(model, [(images, labels)], "cpu").loss, rel=1e-9)
-
     def test_an_unknown_one_is_refused(self) -> None:
         with pytest.raises(InputError, match="tta must be 'mirror', 'mirror_shift' or None, not 'flip'"):
             evaluate(Corner(), batches_of(torch.tensor([0])), "cpu", tta="flip")  # type: ignore[arg-type]
@@ -437,8 +428,3 @@ def test_test_time_augmentation_is_the_mean_over_the_views(tta: Any) -> None:
     found = evaluate(model, [(images, labels)], "cpu", tta=tta)
     assert found.loss == pytest.approx(torch.nn.functional.cross_entropy(expected, labels).item(), abs=1e-6)
     assert found.loss != pytest.approx(evaluate(model, [(images, labels)], "cpu").loss, abs=1e-6)
-
-
-def test_unknown_test_time_augmentation() -> None:
-    with pytest.raises(InputError, match="tta must be 'mirror', 'mirror_shift' or None, not 'flip'"):
-        evaluate(models.create("convnet"), [(torch.rand(1, 3, 32, 32), torch.tensor([0]))], "cpu", tta="flip")  # type: ignore[arg-type]

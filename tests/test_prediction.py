@@ -404,3 +404,19 @@ class TestRefuses:
     def test_answers_that_are_no_numbers(self) -> None:
         with pytest.raises(InputError, match="the model answers NaN or infinity for 1 of 1 images"):
             predict(Spy(0, float("nan")), drawn(), **UNIT)
+
+
+def test_test_time_augmentation_is_that_of_evaluate() -> None:
+    class Left(nn.Module):
+        """Says how bright the left column is."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.stack([x[:, 0, :, 0].mean(1), torch.zeros(len(x))], 1)
+
+    picture = torch.zeros(3, 32, 32)
+    picture[..., -1] = 1
+    plain, mirrored = (dict(predict(Left(), picture, 2, tta=tta, **UNIT)) for tta in (None, "mirror"))  # type: ignore[arg-type]
+    assert plain["0"] == 0.5
+    assert mirrored["0"] == pytest.approx(float(torch.tensor([0.5, 0.0]).softmax(0)[0]))
+    with pytest.raises(InputError, match="tta must be"):
+        predict(Left(), picture, tta="flip", **UNIT)  # type: ignore[arg-type]

@@ -155,7 +155,9 @@ def _evaluate(options: argparse.Namespace) -> None:
     mean, std = meta.mean or ARTICLE_MEAN, meta.std or ARTICLE_STD
     full = CIFAR10Normalized(options.data_root, train=options.split == "train", mean=mean, std=std)
     dataset = cifar_subset(full, meta.classes) if meta.classes else full
-    result = cifarnets.evaluate(model, BatchLoader(dataset, 1000, device=options.device), options.device)
+    result = cifarnets.evaluate(
+        model, BatchLoader(dataset, 1000, device=options.device), options.device, tta=options.tta
+    )
     if options.json:
         _print_json(result.to_dict())
     else:
@@ -164,7 +166,7 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 def _predict(options: argparse.Namespace) -> None:
     model = cifarnets.load(options.weights)
-    answers: Any = cifarnets.predict(model, options.images, options.topk, device=options.device)
+    answers: Any = cifarnets.predict(model, options.images, options.topk, device=options.device, tta=options.tta)
     named = list(zip(options.images, answers, strict=True))
     if options.json:
         _print_json([{"image": image, "top": answer} for image, answer in named])
@@ -332,11 +334,14 @@ def _parser() -> argparse.ArgumentParser:
     fast.add_argument("--deterministic", help="deterministic algorithms only", **switch)
     train.set_defaults(changes=[action.dest for group in (what, how, fast) for action in group._group_actions])
 
-    evaluate = command("evaluate", _evaluate, "measure a weight file on CIFAR-10", [data, device, as_json])
+    views = argparse.ArgumentParser(add_help=False)
+    views.add_argument("--tta", choices=get_args(TTA), help="test-time augmentation: the mean of several views")
+
+    evaluate = command("evaluate", _evaluate, "measure a weight file on CIFAR-10", [data, device, views, as_json])
     evaluate.add_argument("weights", help="a .safetensors file, or hf://owner/repo")
     evaluate.add_argument("--split", choices=("test", "train"), default="test", help="default: test")
 
-    predict = command("predict", _predict, "classify pictures", [device, as_json])
+    predict = command("predict", _predict, "classify pictures", [device, views, as_json])
     predict.add_argument("weights", help="a .safetensors file, or hf://owner/repo")
     predict.add_argument("images", nargs="+", metavar="IMAGE", help="picture files of any size")
     predict.add_argument("--topk", type=int, default=1, metavar="K", help="classes to name (default: 1)")

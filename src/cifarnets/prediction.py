@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from cifarnets.datasets.images import normalize
 from cifarnets.device import resolve_device
 from cifarnets.errors import DataNotFoundError, InputError
-from cifarnets.evaluation import check_answers, evaluating, input_dtype, name_outputs
+from cifarnets.evaluation import TTA, answer, check_answers, evaluating, input_dtype, name_outputs
 from cifarnets.models.meta import get_meta
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ def predict(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     device: str | torch.device = "auto",
+    tta: TTA | None = None,
 ) -> Prediction | list[Prediction]:
     """Classify a picture, or several.
 
@@ -54,6 +55,7 @@ def predict(
         mean: Normalising constants, for a model that does not know them.
         std: Likewise.
         device: Where to compute.
+        tta: Test-time augmentation, as in `evaluate`.
 
     Returns:
         `[(class, probability), …]`, likeliest first; for several pictures a list of these.
@@ -82,7 +84,7 @@ def predict(
     tensors = [_to_input(image, len(mean)) for image in batch]  # type: ignore[arg-type]
     with evaluating(model, target):
         inputs = normalize(torch.stack(tensors).to(target), mean, std)
-        probabilities = model(inputs.to(input_dtype(model))).float().cpu().softmax(1)
+        probabilities = answer(model, inputs.to(input_dtype(model)), tta).cpu().softmax(1)
     check_answers(probabilities)
     outputs = probabilities.shape[1]
     if classes is not None and len(classes) > outputs:
