@@ -4,6 +4,7 @@ import importlib
 import importlib.metadata
 import inspect
 import pkgutil
+import re
 import subprocess
 import sys
 import types
@@ -31,7 +32,12 @@ def test_all_is_sorted_and_complete(package: str) -> None:
     module = importlib.import_module(package)
     names = module.__all__
     # As ruff sorts them: constants, classes, the rest.
-    assert names == sorted(names, key=lambda name: (not name.isupper(), not name[0].isupper(), name))
+    numbers_as_numbers = {
+        name: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)] for name in names
+    }
+    assert names == sorted(
+        names, key=lambda name: (not name.isupper(), not name[0].isupper(), numbers_as_numbers[name])
+    )
     assert len(set(names)) == len(names)
     for name in names:
         assert hasattr(module, name), name

@@ -1,0 +1,162 @@
+"""The residual nets for CIFAR of He et al. 2015, "Deep Residual Learning for Image Recognition" (arXiv:1512.03385)."""
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cifarnets.errors import InputError
+from cifarnets.models.registry import register
+
+
+class ResNet(nn.Module):
+    """ResNet for CIFAR, section 4.2 of the paper: a 3×3 convolution, three stages of blocks, an average, a linear one.
+
+    Each block has two 3×3 convolutions; the second and the third stage begin with stride 2. Shortcuts have no
+    parameters (option A): where the size changes they take every other pixel and pad the new channels with zeros,
+    half before and half after. Convolutions start from a normal distribution (He et al. 2015, arXiv:1502.01852).
+
+    Subclasses set `depth`, which is 6n + 2 for n blocks a stage; those that are registered add nothing else.
+
+    Args:
+        num_classes: Outputs.
+        in_channels: Channels of the images.
+        widths: Channels of the three stages; they must not fall.
+        se: Squeeze and excitation before each addition (Hu et al. 2018, arXiv:1709.01507): the channels are weighted
+            by a net of two linear layers with biases and a sixteenth of the channels between, as in the paper; at
+            least one, which is what 16 channels leave.
+        preact: BatchNorm and ReLU before each convolution instead of after it (He et al. 2016, arXiv:1603.05027), so
+            that shortcuts are identities from end to end. The number of parameters stays.
+
+    Shapes: `[N, in_channels, H, W]` to logits `[N, num_classes]`; CIFAR's images are 32×32.
+
+    Raises:
+        InputError: The widths are not three, or fall; or the depth of a subclass is not 6n + 2.
+    """
+
+    depth = 20
+
+    def __init__(
+        self,
+        num_classes: int = 10,
+        in_channels: int = 3,
+        widths: Sequence[int] = (16, 32, 64),
+        se: bool = False,
+        preact: bool = False,
+    ) -> None:
+        super().__init__()
+        if len(widths) != 3 or list(widths) != sorted(widths):
+            raise InputError(f"widths must be three numbers, one a stage, that do not fall, not {widths!r}.")
+        if self.depth < 8 or self.depth % 6 != 2:
+            raise InputError(f"the depth of {type(self).__name__} must be 6n + 2 (8, 14, 20 …), not {self.depth}.")
+        blocks = []
+        inputs = widths[0]
+        for width, first in zip(widths, (1, 2, 2), strict=True):
+            for stride in [first] + [1] * (self.depth // 6 - 1):
+                blocks.append(_Block(inputs, width, stride, se, preact))
+                inputs = width
+        self.conv = _conv(in_channels, widths[0])
+        self.norm = nn.BatchNorm2d(inputs if preact else widths[0])
+        self.blocks = nn.Sequential(*blocks)
+        self.head = nn.Linear(inputs, num_classes)
+        self.preact = preact
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        x = F.relu(self.norm(self.blocks(x))) if self.preact else self.blocks(F.relu(self.norm(x)))
+        return self.head(x.mean((2, 3)))  # type: ignore[no-any-return]
+
+
+@register("resnet20")
+class ResNet20(ResNet):
+    """ResNet for CIFAR with 20 layers; 269,722 parameters.
+
+    Arguments and shapes are those of `ResNet`.
+    """
+
+    depth = 20
+
+
+@register("resnet32")
+class ResNet32(ResNet):
+    """ResNet for CIFAR with 32 layers; 464,154 parameters.
+
+    Arguments and shapes are those of `ResNet`.
+    """
+
+    depth = 32
+
+
+@register("resnet44")
+class ResNet44(ResNet):
+    """ResNet for CIFAR with 44 layers; 658,586 parameters.
+
+    Arguments and shapes are those of `ResNet`.
+    """
+
+    depth = 44
+
+
+@register("resnet56")
+class ResNet56(ResNet):
+    """ResNet for CIFAR with 56 layers; 853,018 parameters.
+
+    Arguments and shapes are those of `ResNet`.
+    """
+
+    depth = 56
+
+
+@register("resnet110")
+class ResNet110(ResNet):
+    """ResNet for CIFAR with 110 layers; 1,727,962 parameters.
+
+    Arguments and shapes are those of `ResNet`.
+    """
+
+    depth = 110
+
+
+class _Block(nn.Module):
+    def __init__(self, inputs: int, outputs: int, stride: int, se: bool, preact: bool) -> None:
+        super().__init__()
+        self.conv1, self.norm1 = _conv(inputs, outputs, stride), nn.BatchNorm2d(inputs if preact else outputs)
+        self.conv2, self.norm2 = _conv(outputs, outputs), nn.BatchNorm2d(outputs)
+        self.gate = _Gate(outputs) if se else None
+        self.stride, self.added, self.preact = stride, outputs - inputs, preact
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.preact:
+            y = self.conv1(F.relu(self.norm1(x)))
+            y = self.conv2(F.relu(self.norm2(y)))
+        else:
+            y = F.relu(self.norm1(self.conv1(x)))
+            y = self.norm2(self.conv2(y))
+        if self.gate is not None:
+            y = self.gate(y)
+        y = y + self._shortcut(x)
+        return y if self.preact else F.relu(y)
+
+    def _shortcut(self, x: Tensor) -> Tensor:
+        if self.stride > 1:
+            x = x[:, :, :: self.stride, :: self.stride]
+        if self.added:
+            x = F.pad(x, (0, 0, 0, 0, self.added // 2, self.added - self.added // 2))
+        return x
+
+
+class _Gate(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        hidden = max(1, channels // 16)
+        self.squeeze, self.excite = nn.Linear(channels, hidden), nn.Linear(hidden, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights = self.excite(F.relu(self.squeeze(x.mean((2, 3))))).sigmoid()
+        return x * weights[:, :, None, None]  # type: ignore[no-any-return]
+
+
+def _conv(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
+    conv = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    return conv

@@ -1,0 +1,77 @@
+"""The nets of Simonyan and Zisserman 2015 (arXiv:1409.1556), with BatchNorm and the short head that CIFAR needs."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from cifarnets.errors import InputError
+from cifarnets.models.registry import register
+
+
+class VGG(nn.Module):
+    """VGG with BatchNorm: five stages of 3×3 convolutions, each ended by a pooling, and one linear layer.
+
+    After five poolings one pixel is left of 32×32, so a single linear layer stands for the paper's three. Convolutions
+    keep their biases though BatchNorm follows, as in torchvision, whose names and shapes `features` has: the
+    parameters of its `vgg11_bn` and `vgg16_bn` load into it.
+
+    Subclasses set `depths`, the number of convolutions of each stage; those that are registered add nothing else.
+
+    Args:
+        num_classes: Outputs.
+        in_channels: Channels of the 32×32 images.
+        widths: Channels of the five stages.
+
+    Shapes: `[N, in_channels, 32, 32]` to logits `[N, num_classes]`.
+
+    Raises:
+        InputError: There is not one width for each stage.
+    """
+
+    depths: Sequence[int] = (1, 1, 2, 2, 2)
+
+    def __init__(
+        self, num_classes: int = 10, in_channels: int = 3, widths: Sequence[int] = (64, 128, 256, 512, 512)
+    ) -> None:
+        super().__init__()
+        if len(widths) != len(self.depths):
+            raise InputError(f"widths must be {len(self.depths)} numbers, one a stage, not {widths!r}.")
+        layers: list[nn.Module] = []
+        inputs = in_channels
+        for depth, width in zip(self.depths, widths, strict=True):
+            for _ in range(depth):
+                layers += [_conv(inputs, width), nn.BatchNorm2d(width), nn.ReLU()]
+                inputs = width
+            layers.append(nn.MaxPool2d(2))
+        self.features = nn.Sequential(*layers)
+        self.head = nn.Linear(inputs, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x).flatten(1))  # type: ignore[no-any-return]
+
+
+@register("vgg11_bn")
+class VGG11BN(VGG):
+    """VGG with BatchNorm and 8 convolutions, configuration A of the paper; 9,231,114 parameters.
+
+    Arguments and shapes are those of `VGG`.
+    """
+
+    depths = (1, 1, 2, 2, 2)
+
+
+@register("vgg16_bn")
+class VGG16BN(VGG):
+    """VGG with BatchNorm and 13 convolutions, configuration D of the paper; 14,728,266 parameters.
+
+    Arguments and shapes are those of `VGG`.
+    """
+
+    depths = (2, 2, 3, 3, 3)
+
+
+def _conv(inputs: int, outputs: int) -> nn.Conv2d:
+    conv = nn.Conv2d(inputs, outputs, 3, padding=1)
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
+    return conv
