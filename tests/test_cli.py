@@ -332,6 +332,21 @@ class TestTrain:
             capsys, "train", "--recipe", "convnet.cifar"
         )
 
+    def test_a_run_goes_on_in_its_own_folder(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert "--resume names it already, so drop --out" in fails(capsys, *TRAIN, "--resume", "a", "--out", "b")
+
+    def test_a_recipe_of_a_file_names_the_run(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        (tmp_path / "elsewhere").mkdir()
+        recipe = tmp_path / "elsewhere" / "mine.toml"
+        recipe.write_text('model = "convnet"\nepochs = 1\nbatch_size = 100\nsynthetic = true\n')
+        assert main(["train", "--recipe", str(recipe), "--quiet"]) == 0
+        assert [path.name[:5] for path in Path("runs").iterdir()] == ["mine-"]
+        (folder,) = Path("runs").iterdir()
+        assert main(["evaluate", str(folder / "model.safetensors"), "--json"]) == 0, (
+            "the drawn pictures are drawn again"
+        )
+        assert "holds the state of a fit" in fails(capsys, "evaluate", str(folder / "checkpoint.safetensors"))
+
     def test_where_nothing_can_be_written(self, capsys: pytest.CaptureFixture[str]) -> None:
         Path("file").write_text("mine")
         for out in ("file", "file/below"):
@@ -433,6 +448,18 @@ class TestEvaluate:
         assert "unknown class 'disc'" in fails(
             capsys, "evaluate", str(save(drawn, tmp_path / "drawn.safetensors")), *data
         )
+
+
+def test_where_the_output_knows_no_block_it_gets_question_marks(weights: str) -> None:
+    for words in (["info", "convnet"], ["--help"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "cifarnets", *words],
+            env={**os.environ, "PYTHONIOENCODING": "ascii"},
+            capture_output=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert b"?" in done.stdout or words == ["--help"]
 
 
 class TestPredict:

@@ -16,14 +16,17 @@ from cifarnets.datasets import (
     ARTICLE_STD,
     BatchLoader,
     CIFAR10Normalized,
+    ImageDataset,
+    SyntheticCIFAR10,
     cifar_subset,
     download_cifar10,
 )
-from cifarnets.errors import CifarNetsError, DownloadError, InputError, OutputError
+from cifarnets.errors import CifarNetsError, DataCorruptError, DownloadError, InputError, OutputError
 from cifarnets.evaluation import TTA
 from cifarnets.models.meta import get_meta
 from cifarnets.training import ArticleLog, Recipe, Run, distributed, load_recipe, run
 from cifarnets.training.precision import Precision
+from cifarnets.training.recipe import recipe_name
 from cifarnets.training.schedules import SCHEDULES
 
 EXAMPLES = """\
@@ -53,6 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: 2, from argparse, when the words make no sense; 0 after `--help` and `--version`.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a terminal or file that cannot say × gets a question mark, no traceback
+            stream.reconfigure(errors="replace")
     options = _parser().parse_args(arguments)
     try:
         status = int(options.command(options) or 0)
@@ -112,8 +118,11 @@ def _train(options: argparse.Namespace) -> int:
         recipe = None
     else:
         recipe = _recipe(options, said)
-    name = options.recipe or options.name
-    folder = options.resume or options.out or _new_folder(Path("runs") / str(name))
+    if options.resume is not None and options.out is not None:
+        raise InputError("a run is gone on with in its own folder: --resume names it already, so drop --out.")
+    folder = options.resume or options.out
+    if folder is None:
+        folder = _new_folder(Path("runs") / (options.name or recipe_name(options.recipe)))
     result = run(
         recipe,
         folder,
@@ -153,7 +162,12 @@ def _evaluate(options: argparse.Namespace) -> None:
     meta = get_meta(model)
     assert meta is not None  # load gives registered models only
     mean, std = meta.mean or ARTICLE_MEAN, meta.std or ARTICLE_STD
-    full = CIFAR10Normalized(options.data_root, train=options.split == "train", mean=mean, std=std)
+    train = options.split == "train"
+    full: ImageDataset
+    if meta.training.get("synthetic"):
+        full = SyntheticCIFAR10(train, mean=mean, std=std)
+    else:
+        full = CIFAR10Normalized(options.data_root, train=train, mean=mean, std=std)
     dataset = cifar_subset(full, meta.classes) if meta.classes else full
     result = cifarnets.evaluate(
         model, BatchLoader(dataset, 1000, device=options.device), options.device, tta=options.tta
@@ -225,7 +239,7 @@ def _find_cifar10(options: argparse.Namespace) -> bool:
     if not cifarnets.datasets.cifar10.is_complete(root):
         try:
             download_cifar10(root, time_limit=45)
-        except (DownloadError, OutputError) as error:
+        except (DataCorruptError, DownloadError, OutputError) as error:
             reason = " ".join(str(error).split())
             print(f"No CIFAR-10 here, and no download: {reason} Drawing a synthetic set instead.")
             return False
@@ -359,9 +373,12 @@ def _positive(text: str) -> int:
 
 
 def _seed(text: str) -> int:
-    value = int(text)
+    try:
+        value = int(text)
+    except ValueError:
+        value = -1
     if not 0 <= value < 2**63:
-        raise argparse.ArgumentTypeError(f"must be from 0 to 2^63 - 1, not {value}")
+        raise argparse.ArgumentTypeError(f"must be a whole number from 0 to 2^63 - 1, not {text!r}")
     return value
 
 

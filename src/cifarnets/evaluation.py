@@ -88,9 +88,9 @@ def collect_logits(
     """
     logits, labels = [], []
     with evaluating(model, device):
-        for index, (images, answers) in enumerate(batches):
+        for index, batch in enumerate(batches):
             where = f"batch {index + 1}"
-            images, answers = images.to(device), answers.to(device)
+            images, answers = (part.to(device) for part in as_pair(batch, where))
             check_batch(model, images, answers, where)
             with explaining(images, where):
                 logits.append(answer(model, images.to(input_dtype(model)), tta))
@@ -187,6 +187,21 @@ def evaluating(model: nn.Module, device: torch.device) -> Iterator[None]:
         model.to(home)
         for module, training in modes.items():
             module.training = training
+
+
+def as_pair(batch: object, where: str) -> tuple[Tensor, Tensor]:
+    """A loader's batch as images and labels.
+
+    Raises:
+        InputError: It is something else.
+    """
+    if not isinstance(batch, (tuple, list)) or len(batch) != 2 or not all(isinstance(part, Tensor) for part in batch):
+        parts = ", ".join(type(part).__name__ for part in batch) if isinstance(batch, (tuple, list)) else ""
+        raise InputError(
+            f"{where}: a loader must give (images [B, C, H, W], labels [B]), two tensors, not "
+            f"{type(batch).__name__}{f' of {parts}' if parts else ''}; put a dataset into a BatchLoader or DataLoader."
+        )
+    return batch[0], batch[1]
 
 
 def check_batch(model: nn.Module, images: Tensor, labels: Tensor, where: str, *, soft: bool = False) -> None:

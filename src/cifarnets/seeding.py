@@ -9,6 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
+ON_CPU = ("python", "numpy", "torch")
+"""The keys of `rng_state` that are no device's."""
+
 
 def seed_everything(seed: int) -> None:
     """Seed Python's, NumPy's and torch's random numbers, on every device.
@@ -60,11 +63,16 @@ def deterministic_algorithms(wanted: bool = True) -> Iterator[None]:
     Args:
         wanted: False leaves everything as it is.
     """
-    before = torch.are_deterministic_algorithms_enabled()
-    if wanted:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
-        torch.use_deterministic_algorithms(True)
+    if not wanted:
+        yield
+        return
+    before, warn_only = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
+    torch.use_deterministic_algorithms(True)
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before)
+        torch.use_deterministic_algorithms(before, warn_only=warn_only)

@@ -192,3 +192,13 @@ def test_impossible_amounts_are_refused() -> None:
         Augment(cutout=-1)
     with pytest.raises(InputError, match="choose one"):
         Augment(mixup=0.2, cutmix=1.0)
+
+
+def test_passes_at_once_do_not_disturb_each_other() -> None:
+    loader = _loader(Augment(translate=2))
+    together = [(a, b) for (a, _), (b, _) in zip(loader, loader, strict=True)]
+    again = _loader(Augment(translate=2))
+    for pair, images in zip(together, again, strict=True):
+        assert torch.equal(pair[0], images[0])
+    for pair, images in zip(together, again, strict=True):
+        assert torch.equal(pair[1], images[0])

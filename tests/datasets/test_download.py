@@ -416,3 +416,9 @@ def test_an_archive_without_the_files(host: Host, publish: Publish, root: Path) 
     with pytest.raises(DataCorruptError, match=r"cannot be unpacked: .*data_batch_1.* not found"):
         download_cifar10(root, sources=[host.add("other", publish(pack({"readme.html": b"hello"})))])
     assert list(root.rglob("*")) == []
+
+
+def test_a_page_in_place_of_the_archive_is_that_sources_failure(host: Host, archive: bytes, root: Path) -> None:
+    login = host.add("login", b"<html>please log in</html>")
+    assert download_cifar10(root, sources=[login, host.add("good", archive)]) == root
+    assert cifar10.is_complete(root)

@@ -326,3 +326,10 @@ def test_step_7_bit_for_bit_as_torchvision(
         expected, expected_label = theirs[index]
         assert torch.equal(picture, convert(expected))
         assert label == expected_label
+
+
+def test_a_transform_of_the_unit_view_may_normalise_so_nobody_knows() -> None:
+    images, labels = torch.zeros(2, 3, 4, 4, dtype=torch.uint8), [0, 0]
+    plain = ImageDataset(images, labels, ("a",), view="unit")
+    assert plain.constants == ((0, 0, 0), (1, 1, 1))
+    assert ImageDataset(images, labels, ("a",), view="unit", transform=abs).constants is None

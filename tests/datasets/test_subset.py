@@ -1,8 +1,10 @@
 """Some of the classes, and a held-out part of the images."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -222,3 +224,9 @@ def test_held_out_part_of_the_real_set(real_train: CIFAR10Normalized) -> None:
     train, held_out = train_val_split(real_train)
     assert train.labels.bincount().tolist() == [4500] * 10
     assert held_out.labels.bincount().tolist() == [500] * 10
+
+
+def test_numpys_numbers_name_classes_too(tiny_root: Path) -> None:
+    dataset = CIFAR10Normalized(tiny_root)
+    part = cifar_subset(dataset, np.array([8, 1]))  # type: ignore[arg-type]
+    assert part.classes == ("ship", "automobile")

@@ -179,3 +179,19 @@ def test_a_constructor_that_create_could_not_call_is_refused() -> None:
     with pytest.raises(InputError, match=r"give width of .*Needy a default, so that create\('needy'\) works"):
         models.register("needy")(Needy)
     assert "needy" not in models.list_models()
+
+
+def test_a_model_that_reads_numbers_while_it_is_built(tmp_path: Path) -> None:
+    @models.register("deep")
+    class Deep(nn.Module):
+        def __init__(self, num_classes: int = 10, in_channels: int = 3) -> None:
+            super().__init__()
+            self.rates = [rate.item() for rate in torch.linspace(0, 1, 3)]
+            self.head = nn.Linear(in_channels * 1024, num_classes)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(x.flatten(1))
+
+    assert models.info("deep").parameters == 30730
+    again = load(save(models.create("deep"), tmp_path / "deep.safetensors"))
+    assert again.rates == [0, 0.5, 1]

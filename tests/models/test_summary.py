@@ -125,3 +125,17 @@ def test_other_sizes_dtypes_and_wrappers() -> None:
     assert models.summary(nn.DataParallel(models.create("convnet"))) == models.summary(models.create("convnet"))
     without = models.summary(nn.Sequential(nn.Flatten()))
     assert (without.parameters, without.macs, without.layers[0].output) == (0, 0, (3072,))
+
+
+def test_a_layer_that_gives_several_tensors() -> None:
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm = nn.LSTM(96, 8, batch_first=True)
+            self.head = nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.lstm(x.flatten(2).view(len(x), 32, 96))[0][:, -1])
+
+    first = models.summary(Recurrent()).layers[0]
+    assert (first.name, first.output) == ("lstm", (32, 8))

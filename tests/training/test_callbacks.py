@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 
 import cifarnets
 from cifarnets import Trainer, evaluate
@@ -119,10 +119,11 @@ def test_the_bar_shows_how_far_it_is_and_how_well_it_goes(
     trainer = fit(net, loader, Slow(), bar, val_loader=val_loader if validated else None, epochs=3)
     shown = screen.getvalue()
     last = shown.split("\r")[-1]
-    key = "val_accuracy" if validated else "accuracy"
     assert "epoch 3/3: 100%|" in last
     assert "9/9" in last
-    assert f"loss {trainer.last_loss.item():.4f}, {key} {trainer.history[-2][key]:.4f}" in last
+    figures = f"loss {trainer.last_loss.item():.4f}, accuracy {trainer.history[-1]['accuracy']:.4f}"
+    assert figures + (f", val_accuracy {trainer.history[-2]['val_accuracy']:.4f}" if validated else "") in last
+    assert re.search(r"epoch 1/3: .* accuracy 0\.\d{4}", shown), "from the first epoch on"
     assert re.search(r"[\d,]+ images/s", last)
     assert re.search(r"\[\d\d:\d\d<\d\d:\d\d", last), "the time left"
 
@@ -473,6 +474,7 @@ LOADERS: dict[str, Callable[[ImageDataset], Any]] = {
     "BatchLoader": lambda val: BatchLoader(as_test(val), device="cpu"),
     "DataLoader": lambda val: DataLoader(as_test(val), 8),
     "Subset": lambda val: DataLoader(Subset(as_test(val), range(9)), 8),
+    "ConcatDataset": lambda val: DataLoader(ConcatDataset([val, as_test(val)]), 8),
     "torchvision": lambda _: DataLoader(TorchvisionTest(), 4),
 }
 

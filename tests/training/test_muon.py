@@ -84,3 +84,21 @@ def test_the_trainer_learns_with_it(synthetic3: ImageDataset) -> None:
     )
     history = trainer.fit(BatchLoader(synthetic3, 50, shuffle=True, device="cpu", seed=0), epochs=5)
     assert history[-1]["accuracy"] > 0.9
+
+
+def test_every_parameter_is_trained_whatever_its_shape() -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.place = nn.Parameter(torch.ones(1, 2, 2))
+            self.gain = nn.Parameter(torch.ones(()))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return (x * self.place).sum((1, 2)) * self.gain
+
+    model = Odd()
+    optimizer = ConvMuon(model, bias_lr=0.1)
+    model(torch.rand(4, 2, 2)).square().mean().backward()
+    optimizer.step()
+    assert (model.place != 1).all()
+    assert model.gain != 1

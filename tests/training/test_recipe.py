@@ -423,6 +423,36 @@ def test_reproducing_is_running_a_recipe_with_a_seed(tmp_path: Path, monkeypatch
     )
     done = reproduce("small.toml", seed=3, device="cpu", progress=False)
     assert done.recipe.seed == 3
-    assert done.folder == Path("runs/small.toml-seed3")
+    assert done.folder == Path("runs/small-seed3")
     again = reproduce("small.toml", seed=3, device="cpu", progress=False)  # found finished
     assert again.history == done.history
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"epochs": "3"}, "epochs of a recipe must be int, not '3'"),
+        ({"epochs": True}, "epochs of a recipe must be int, not True"),
+        ({"epochs": 0}, "epochs must be at least 1, not 0"),
+        ({"lr": "fast"}, "lr of a recipe must be int or float, not 'fast'"),
+        ({"ema": "0.9"}, "ema of a recipe must be int or float or nothing, not '0.9'"),
+        ({"optimizer_options": [1]}, r"optimizer_options of a recipe must be Mapping, not \[1\]"),
+        ({"classes": "cat"}, "classes of a recipe must be list or tuple, not 'cat'"),
+        ({"tta": "miror"}, "tta of a recipe must be one of .*'mirror_shift'.*, not 'miror'"),
+        ({"precision": "int8"}, "precision of a recipe must be one of .*, not 'int8'"),
+        ({"augment": {"foo": 1}}, "augment of a recipe does not take .*foo"),
+        ({"augment": {"translate": 1.5}}, "translate and cutout must be whole numbers of pixels"),
+        ({"augment": {"mixup": "much"}}, "mixup and cutmix must be numbers"),
+    ],
+)
+def test_values_that_no_recipe_can_have(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        replace(SMALL, **change)
+
+
+def test_a_model_that_is_not_there_leaves_nothing_behind(tmp_path: Path) -> None:
+    with pytest.raises(UnknownNameError, match="Did you mean 'convnet'"):
+        run(Recipe("convne"), tmp_path / "new", root=tmp_path)
+    with pytest.raises(InputError, match="SGD refuses"):
+        run(replace(SMALL, optimizer_options={"speed": 9}), tmp_path / "new")
+    assert not (tmp_path / "new").exists()

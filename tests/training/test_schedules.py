@@ -191,3 +191,12 @@ def test_a_loader_without_a_length(net: Callable[..., nn.Module], loader: BatchL
         trainer = Trainer(net(), lr=0.8, schedule=schedule, device="cpu")
         trainer.fit(Endless(), epochs=1)
     assert trainer.lr == pytest.approx(0.2), "the rate of the third step"
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("step", {"every": -1}), ("triangular", {"peak": 2}), ("triangular", {"final": -1})]
+)
+def test_parts_out_of_range_are_refused(name: str, options: dict[str, float]) -> None:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    with pytest.raises(InputError, match=f"the schedule '{name}' refuses"):
+        make_schedule(optimizer, name, 10, options)

@@ -6,8 +6,10 @@ import random
 import re
 import shutil
 import signal
+import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,14 +20,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ExponentialLR, OneCycleLR
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, RandomSampler
+from torch.utils.data.distributed import DistributedSampler
 
 import cifarnets
 from cifarnets import Trainer, evaluate
 from cifarnets.datasets import BatchLoader, CIFAR10Normalized, ImageDataset, cifar_subset
 from cifarnets.errors import CallbackError, DivergedError, InputError, TrainingError
 from cifarnets.training import EMA, Callback, Checkpoint, EarlyStopping, distributed
-from cifarnets.training.checkpoint import FILE
+from cifarnets.training.checkpoint import FILE, read_state
 
 Net = Callable[..., nn.Module]
 HOOKS = ("on_fit_start", "on_epoch_start", "on_batch_start", "on_batch_end", "on_epoch_end", "on_fit_end")
@@ -849,3 +852,179 @@ def test_where_other_processes_are_gone_the_error_says_so(net: Net, loader: Batc
     trainer.world = Alone(rank=1, size=2)
     with pytest.raises(TrainingError, match=r"process 1 of 2 cannot go on; has another one ended.*Connection reset"):
         trainer.fit(loader)
+
+
+# What goes wrong beside the loop
+
+WORKERS = """
+import sys, time, torch
+from torch.utils.data import DataLoader, Dataset
+import cifarnets
+from cifarnets.training import Checkpoint
+
+class Slow(Dataset):
+    def __len__(self):
+        return 200
+    def __getitem__(self, index):
+        time.sleep(0.02)
+        return torch.rand(3, 32, 32), index % 3
+
+if __name__ == "__main__":
+    loader = DataLoader(Slow(), 10, num_workers=1, multiprocessing_context=sys.argv[2])
+    model = cifarnets.models.create("convnet", num_classes=3)
+    trainer = cifarnets.Trainer(model, device="cpu", callbacks=[Checkpoint(sys.argv[1], every_batches=1)])
+    trainer.fit(loader, epochs=2)
+    print("ended", trainer.interrupted, trainer.failed, trainer.batch, flush=True)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no process groups of this kind")
+@pytest.mark.parametrize(("number", "start"), [(signal.SIGTERM, "fork"), (signal.SIGINT, "spawn")])
+def test_a_signal_to_the_workers_too_saves_first(tmp_path: Path, number: signal.Signals, start: str) -> None:
+    script, folder = tmp_path / "script.py", tmp_path / "kept"
+    script.write_text(WORKERS)
+    process = subprocess.Popen(
+        [sys.executable, str(script), str(folder), start],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    while process.poll() is None and not (folder / FILE).exists():
+        time.sleep(0.01)
+    os.killpg(process.pid, number)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    assert re.fullmatch(r"ended True False [1-9]\d*\n", output)
+    assert errors.count("stopping after this batch") == 1
+    assert read_state(folder / FILE)["progress"]["batch"] == int(output.split()[-1])
+
+
+def test_the_end_is_told_to_all_and_the_first_error_is_the_one_that_is_raised(
+    net: Net, loader: BatchLoader, tmp_path: Path
+) -> None:
+    def fall(hook: str, _: Trainer) -> None:
+        if hook == "on_fit_end":
+            raise OSError("no room")
+
+    def stop(hook: str, trainer: Trainer) -> None:
+        if hook == "on_batch_end":
+            trainer.interrupted = True
+            trainer.stop()
+
+    trainer = Trainer(net(), callbacks=[Each(fall), Each(stop), Checkpoint(tmp_path)], device="cpu")
+    with pytest.raises(CallbackError, match=r"^Each\.on_fit_end failed: no room$"):
+        trainer.fit(loader, epochs=1)
+    assert (tmp_path / FILE).is_file(), "the checkpoint was written all the same"
+    with pytest.raises(InputError, match="EarlyStopping follows val_loss"):
+        Trainer(net(), callbacks=[EarlyStopping(), Each(fall)], device="cpu").fit(loader, epochs=1)
+
+
+def test_a_good_checkpoint_is_not_lost_to_nan(net: Net, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(math, "isfinite", lambda _: True)  # as on a GPU, where to look at each loss is to wait for it
+    batches = batches_of(*[(None, None)] * 12, (NAN, None), *[(None, None)] * 20)
+    trainer = Trainer(net(), callbacks=[Checkpoint(tmp_path, every_batches=10)], device="cpu")
+    with pytest.raises(DivergedError, match="the loss is nan at epoch 1, batch 13"):
+        trainer.fit(batches, epochs=1)
+    state = read_state(tmp_path / FILE)
+    assert state["progress"]["batch"] == 10
+    assert all(value.isfinite().all() for value in state["model"].values())
+
+
+def test_a_last_step_that_breaks_the_weights_is_named(net: Net, val_loader: BatchLoader) -> None:
+    def break_it(hook: str, trainer: Trainer) -> None:
+        if hook == "on_batch_end":
+            with torch.no_grad():
+                next(trainer.model.parameters()).fill_(math.inf)
+
+    trainer = Trainer(net(), callbacks=[Each(break_it)], device="cpu")
+    with pytest.raises(DivergedError, match="the weights are NaN or infinite at the end of epoch 1"):
+        trainer.fit(batches_of((None, None)), val_loader, epochs=1)
+
+
+def test_a_step_that_is_left_out_moves_no_schedule(net: Net) -> None:
+    trainer = Trainer(net(), schedule="cosine", device="cpu")
+
+    class Overflowing:
+        """What a GradScaler does where fp16 gradients have overflowed."""
+
+        scale_now = 8.0
+
+        def get_scale(self) -> float:
+            return self.scale_now
+
+        def scale(self, loss: Tensor) -> Tensor:
+            return loss
+
+        def step(self, _: object) -> None:
+            pass
+
+        def update(self) -> None:
+            self.scale_now /= 2
+
+        def state_dict(self) -> dict[str, Any]:
+            return {}
+
+    trainer._scaler = Overflowing()  # type: ignore[assignment]
+    trainer.fit(batches_of((None, None), (None, None)), epochs=1)
+    assert trainer.step == 0
+    assert trainer.schedule is not None
+    assert trainer.schedule.last_epoch == 0
+
+
+@pytest.mark.parametrize(
+    ("loader", "message"),
+    [
+        ("dataset", r"batch 1: a loader must give .* two tensors, not tuple of Tensor, int; put a dataset into"),
+        ([(torch.zeros(2, 3, 32, 32), torch.tensor([0, 1]), 5)], "two tensors, not tuple of Tensor, Tensor, int"),
+        ([np.zeros((2, 3, 32, 32))], "two tensors, not ndarray; put"),
+        ([(torch.zeros(3, 32, 32), torch.tensor([0, 1, 2]))], r"images must be float \[B, C, H, W\]"),
+    ],
+)
+def test_what_is_no_loader_is_refused(net: Net, train: ImageDataset, loader: Any, message: str) -> None:
+    batches = train if loader == "dataset" else loader
+    with pytest.raises(InputError, match=message):
+        Trainer(net(), channels_last=True, device="cpu").fit(batches, epochs=1)
+    with pytest.raises(InputError, match=message):
+        evaluate(net(), batches, "cpu")
+
+
+def test_double_precision_images_are_trained_on(net: Net) -> None:
+    batches = batches_of((torch.zeros(2, 3, 32, 32, dtype=torch.float64), None))
+    assert len(Trainer(net(), device="cpu").fit(batches, epochs=1)) == 1
+
+
+def test_a_distributed_sampler_has_a_new_order_each_epoch(net: Net, train: ImageDataset) -> None:
+    seen: list[int] = []
+    sampler = DistributedSampler(train, num_replicas=1, rank=0, shuffle=True)
+    orders = Each(lambda hook, _: seen.append(tuple(sampler)) if hook == "on_epoch_start" else None)  # type: ignore[arg-type]
+    Trainer(net(), callbacks=[orders], device="cpu").fit(DataLoader(train, 8, sampler=sampler), epochs=2)
+    assert seen[0] != seen[1]
+
+
+def test_a_samplers_own_generator_is_resumed(net: Net, train: ImageDataset, tmp_path: Path) -> None:
+    def setup(*more: Callback) -> tuple[Trainer, Any]:
+        sampler = RandomSampler(train, generator=torch.Generator().manual_seed(5))
+        return Trainer(net(), callbacks=more, device="cpu"), DataLoader(train, 8, sampler=sampler)
+
+    whole, loader = setup()
+    whole.fit(loader, epochs=2)
+    first, loader = setup(
+        Checkpoint(tmp_path), Each(lambda hook, trainer: trainer.stop() if hook == "on_epoch_end" else None)
+    )
+    first.fit(loader, epochs=2)
+    resumed, loader = setup()
+    resumed.fit(loader, epochs=2, resume=tmp_path)
+    assert timeless(resumed.history) == timeless(whole.history)
+
+
+def test_a_checkpoint_of_another_plan_is_refused(
+    net: Net, train: ImageDataset, loader: BatchLoader, tmp_path: Path
+) -> None:
+    Trainer(net(), schedule="one_cycle", callbacks=[Checkpoint(tmp_path)], device="cpu").fit(loader, epochs=1)
+    again = Trainer(net(), schedule="one_cycle", device="cpu")
+    with pytest.raises(InputError, match=r"is of a fit of 1 epochs with a schedule made for these; .* for 3"):
+        again.fit(loader, epochs=3, resume=tmp_path)
+    for other in (DataLoader(train, 16, shuffle=True), BatchLoader(train, 8, True, device="cpu")):
+        with pytest.raises(InputError, match="is of a fit on another loader: 3 batches an epoch, not"):
+            Trainer(net(), schedule="one_cycle", device="cpu").fit(other, epochs=1, resume=tmp_path)

@@ -360,3 +360,12 @@ def test_a_header_longer_than_the_file(length: int, path: Path) -> None:
     """Refused before any memory is taken for it."""
     path.write_bytes(struct.pack("<Q", length) + b"{" + b" " * 100)
     refuse(path, "is not a whole safetensors file: ")
+
+
+def test_what_is_read_does_not_change_with_the_file(tmp_path: Path) -> None:
+    path = write_weights(tmp_path / "a.safetensors", {"a": torch.ones(1000)}, {}, "1")
+    tensors, _ = read_weights(path)
+    size = path.stat().st_size
+    with path.open("r+b") as file:  # as cp does, in place
+        file.write(b"\0" * size)
+    assert torch.equal(tensors["a"], torch.ones(1000))

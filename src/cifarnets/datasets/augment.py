@@ -41,6 +41,12 @@ class Augment:
     def __post_init__(self) -> None:
         if self.flip not in ("random", "alternating", None):
             raise InputError(f"flip must be 'random', 'alternating' or None, not {self.flip!r}.")
+        whole = {"translate": self.translate, "cutout": self.cutout}
+        if any(isinstance(value, bool) or not isinstance(value, int) for value in whole.values()):
+            raise InputError(f"translate and cutout must be whole numbers of pixels, not {whole}.")
+        shares = {"mixup": self.mixup, "cutmix": self.cutmix}
+        if any(isinstance(value, bool) or not isinstance(value, (int, float)) for value in shares.values()):
+            raise InputError(f"mixup and cutmix must be numbers, not {shares}.")
         if not 0 <= self.translate < 32 or self.cutout < 0 or self.mixup < 0 or self.cutmix < 0:
             raise InputError(f"augmentation amounts must not be negative, nor translate above 31: {self}.")
         if self.mixup and self.cutmix:
@@ -92,7 +98,7 @@ class Augmenter:
         if augment.flip == "random":
             source += count * torch.rand(count, generator=chance).lt(0.5)
         elif augment.flip == "alternating":
-            first = torch.rand(count, generator=generator(self.seed, 2)).lt(0.5)
+            first = torch.rand(count, generator=generator(self.seed, 0, 2)).lt(0.5)
             source += count * (first ^ bool(epoch % 2))
         starts = source * image_step
         if augment.translate:

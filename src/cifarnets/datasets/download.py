@@ -48,7 +48,7 @@ def download_cifar10(
 
     Raises:
         DownloadError: No source delivered it (in time); the message names each with its reason.
-        DataCorruptError: What arrived is not CIFAR-10; it is deleted.
+        DataCorruptError: What every source delivered is not CIFAR-10; it is deleted.
         OutputError: The folder cannot be written.
     """
     folder = cifar10.data_root(root)
@@ -62,32 +62,29 @@ def download_cifar10(
         raise OutputError(f"cannot write into {str(folder)!r}: {error.strerror}.") from error
     deadline = None if time_limit is None else time.monotonic() + time_limit
     _fetch_any(sources, part, deadline)
-    content = part.read_bytes()
-    try:
-        cifar10.check_md5(ARCHIVE, content, ARCHIVE_MD5)
-        _unpack(content, folder / cifar10.FOLDER)
-    except DataCorruptError:
-        part.unlink()
-        raise
-    part.unlink()
     return folder
 
 
 def _fetch_any(sources: Sequence[str], part: Path, deadline: float | None) -> None:
     reasons: dict[str, str] = {}
-    slow: list[str] = []
-    for url in sources:
+    corrupt: dict[str, DataCorruptError] = {}
+    queue = [(url, SLOW) for url in sources]
+    for url, slowest in queue:
         try:
-            return _fetch(url, part, deadline, SLOW)
+            _fetch(url, part, deadline, slowest)
+            return _unpack(part)
         except _TooSlowError:
-            slow.append(url)
+            queue.append((url, 0))
+        except DataCorruptError as error:  # a page of a network that asks for a login, say
+            reasons[url], corrupt[url] = str(error), error
+            part.write_bytes(b"")
+        except OutputError:
+            raise
         except (OSError, http.client.HTTPException) as error:
             reasons[url] = str(getattr(error, "reason", error)) or type(error).__name__
-    for url in slow:
-        try:
-            return _fetch(url, part, deadline, 0)
-        except (OSError, http.client.HTTPException) as error:
-            reasons[url] = str(getattr(error, "reason", error)) or type(error).__name__
+    if corrupt and corrupt.keys() == reasons.keys():  # no source has it, and to ask again would not help
+        part.unlink()
+        raise next(iter(corrupt.values()))
     listed = "; ".join(f"{url}: {reason}" for url, reason in reasons.items())
     raise DownloadError(
         f"could not download CIFAR-10 ({listed}). {part.stat().st_size:,} of {ARCHIVE_BYTES:,} bytes are kept in "
@@ -141,15 +138,18 @@ def _fetch(url: str, part: Path, deadline: float | None, slow: int) -> None:
                 raise ConnectionError(f"the connection ended {expected - received:,} bytes early")
 
 
-def _unpack(archive: bytes, folder: Path) -> None:
-    """Write the files of CIFAR-10, each checked, and nothing else that the archive may hold."""
+def _unpack(part: Path) -> None:
+    """Write the files of CIFAR-10 beside the archive, each checked, and nothing else that it may hold; delete it."""
+    content = part.read_bytes()
+    cifar10.check_md5(ARCHIVE, content, ARCHIVE_MD5)
     files = cifar10.TRAIN_FILES | cifar10.TEST_FILES | cifar10.META_FILES
     try:
-        with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+        with tarfile.open(fileobj=io.BytesIO(content)) as tar:
             for name, md5 in files.items():
                 member = tar.extractfile(f"{cifar10.FOLDER}/{name}")
-                content = b"" if member is None else member.read()
-                cifar10.check_md5(name, content, md5)
-                write_atomic(folder / name, content)
+                extracted = b"" if member is None else member.read()
+                cifar10.check_md5(name, extracted, md5)
+                write_atomic(part.parent / cifar10.FOLDER / name, extracted)
     except (tarfile.TarError, KeyError) as error:
         raise DataCorruptError(f"{ARCHIVE} cannot be unpacked: {error}.") from error
+    part.unlink()

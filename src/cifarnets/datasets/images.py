@@ -84,10 +84,10 @@ class ImageDataset(Dataset[tuple[Any, int]]):
 
     @property
     def constants(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-        """The `(mean, std)` between a picture in 0..1 and what this dataset serves; None in the PIL view."""
+        """The `(mean, std)` between a picture in 0..1 and what this dataset serves; None where it cannot know."""
         if self.view == "normalized":
             return self.mean, self.std
-        if self.view == "unit":
+        if self.view == "unit" and self.transform is None:  # which may well normalise
             return (0.0,) * len(self.mean), (1.0,) * len(self.std)
         return None
 

@@ -1,5 +1,6 @@
 """Batches straight from memory."""
 
+import copy
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -139,8 +140,9 @@ class BatchLoader:
             return None
         if self._augmenter is None or self._augmenter.seed != self.seed:
             self._augmenter = Augmenter(self.augment, self._images, self.seed, self.channels_last)
-        self._augmenter.start_epoch(epoch)
-        return self._augmenter
+        chances = copy.copy(self._augmenter)  # of its own, for two passes may run at once
+        chances.start_epoch(epoch)
+        return chances
 
     def _convert(self, images: Tensor) -> Tensor:
         """uint8 to what the model sees, in the order of memory."""

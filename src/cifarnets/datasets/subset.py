@@ -1,5 +1,6 @@
 """Parts of a dataset: some of its classes, or a split of its images."""
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,7 +26,7 @@ def cifar_subset(dataset: Any, classes: Sequence[str | int]) -> ImageDataset:
         InputError: No class is given, one is given twice, or no image is left.
     """
     source = as_image_dataset(dataset)
-    if isinstance(classes, str) or not classes:
+    if isinstance(classes, str) or not len(classes):
         raise InputError(
             f"classes must be a list of at least one name or label, such as ['cat', 'dog'], not {classes!r}."
         )
@@ -79,8 +80,10 @@ def train_val_split(dataset: Any, val: int = 5000, seed: int = 0) -> tuple[Image
 
 
 def _label(dataset: ImageDataset, name: str | int) -> int:
-    if isinstance(name, int) and 0 <= name < len(dataset.classes):
-        return name
-    if isinstance(name, str) and name in dataset.class_to_idx:
-        return dataset.class_to_idx[name]
+    if isinstance(name, str):
+        label = dataset.class_to_idx.get(name, -1)
+    else:  # whatever counts as a whole number, NumPy's too
+        label = operator.index(name) if hasattr(name, "__index__") else -1
+    if 0 <= label < len(dataset.classes):
+        return label
     raise unknown_name("class", name, dataset.classes)

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cifarnets.errors import CifarNetsError, InputError, WeightsError
+from cifarnets.errors import InputError, WeightsError
 from cifarnets.models.meta import Meta, describe, get_meta, unwrap
-from cifarnets.models.registry import list_models, model_class
+from cifarnets.models.registry import build, list_models, model_class, skeleton
 from cifarnets.version import __version__
 from cifarnets.weights import hub
 from cifarnets.weights.files import read_weights, write_weights
@@ -38,7 +38,7 @@ def create(name: str, *, num_classes: int | None = None, in_channels: int | None
         for key, value in {"num_classes": num_classes, "in_channels": in_channels}.items()
         if value is not None
     }
-    return _build(name, {**given, **config})
+    return build(name, {**given, **config})
 
 
 def save(model: nn.Module, path: str | os.PathLike[str]) -> Path:
@@ -91,6 +91,11 @@ def load(source: str | os.PathLike[str]) -> nn.Module:
     """
     path = hub.fetch(source) if isinstance(source, str) and source.startswith(hub.SCHEME) else Path(source)
     tensors, header = read_weights(path)
+    if "state" in header:
+        raise WeightsError(
+            f"{str(path)!r} holds the state of a fit, to resume from; the model is beside it, in model.safetensors or "
+            "last.safetensors."
+        )
     meta = _read_meta(path, header)
     if meta.architecture not in list_models():
         raise WeightsError(
@@ -101,7 +106,7 @@ def load(source: str | os.PathLike[str]) -> nn.Module:
         if faults := _misfits(meta, tensors):
             raise WeightsError(f"the tensors of {str(path)!r} do not fit the model: {faults}.")
         with torch.random.fork_rng(devices=[]):  # initialising what is overwritten must not move the user's numbers
-            model = _build(meta.architecture, dict(meta.config))
+            model = build(meta.architecture, dict(meta.config))
         describe(model, classes=meta.classes, mean=meta.mean, std=meta.std, training=meta.training)
     except InputError as error:
         raise WeightsError(f"the header of {str(path)!r} does not fit the architecture: {error}") from error
@@ -109,15 +114,6 @@ def load(source: str | os.PathLike[str]) -> nn.Module:
         # The file's dtype and layout win; `.data` keeps two names of one parameter one.
         target.data = tensors[name]
     return model.eval()
-
-
-def _build(name: str, config: dict[str, Any]) -> nn.Module:
-    try:
-        return model_class(name)(**config)
-    except CifarNetsError:
-        raise
-    except Exception as error:  # a constructor may stumble in any way over what it does not expect
-        raise InputError(f"{name!r} cannot be built from {config}: {error}.") from error
 
 
 def _read_meta(path: Path, header: dict[str, Any]) -> Meta:
@@ -139,8 +135,7 @@ def _read_meta(path: Path, header: dict[str, Any]) -> Meta:
 
 def _misfits(meta: Meta, tensors: Mapping[str, Tensor]) -> str:
     """How tensors differ from the model that `meta` tells of, in words; empty if they fit."""
-    with torch.device("meta"):  # without memory, however large a hostile header says the model is
-        state = _build(meta.architecture, dict(meta.config)).state_dict()
+    state = skeleton(meta.architecture, dict(meta.config)).state_dict()
     faults = [f"{name} is missing" for name in state.keys() - tensors.keys()]
     faults += [f"{name} is not part of the model" for name in tensors.keys() - state.keys()]
     faults += [

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, TypeVar
 
+import torch
 from torch import nn
 
-from cifarnets.errors import InputError, unknown_name
+from cifarnets.errors import CifarNetsError, InputError, unknown_name
 from cifarnets.models.meta import Meta
 
 Class = TypeVar("Class", bound=type[nn.Module])
@@ -89,6 +90,37 @@ def model_class(name: str) -> type[nn.Module]:
     return _MODELS[name]
 
 
+def build(name: str, config: Mapping[str, Any]) -> nn.Module:
+    """A registered model from its arguments.
+
+    Raises:
+        InputError: It has no such argument, or refuses its value.
+    """
+    try:
+        return model_class(name)(**config)
+    except CifarNetsError:
+        raise
+    except Exception as error:  # a constructor may stumble in any way over what it does not expect
+        raise InputError(f"{name!r} cannot be built from {dict(config)}: {error}.") from error
+
+
+def skeleton(name: str, config: Mapping[str, Any]) -> nn.Module:
+    """A registered model as shapes without memory, however large a hostile header says it is.
+
+    With memory where it reads numbers (`.item()`) while it is built, which shapes alone do not have.
+
+    Raises:
+        InputError: As `build`.
+    """
+    try:
+        with torch.device("meta"):
+            return build(name, config)
+    except InputError as error:
+        if isinstance(error.__cause__, RuntimeError) and "meta tensors" in str(error.__cause__):
+            return build(name, config)
+        raise
+
+
 def list_models(pattern: str = "*") -> list[str]:
     """The registered names that match a shell pattern, sorted.
 
@@ -105,11 +137,8 @@ def info(name: str) -> ModelInfo:
     Raises:
         UnknownNameError: There is no such model.
     """
-    import torch
-
     cls = model_class(name)
-    with torch.device("meta"):
-        model = cls()
+    model = skeleton(name, {})
     description = (inspect.getdoc(cls) or "").partition("\n")[0]
     parameters = sum(p.numel() for p in model.parameters())
     return ModelInfo(name, description, dict(model.meta.config), parameters)  # type: ignore[union-attr, arg-type]

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from cifarnets.models.meta import get_meta, unwrap
 
@@ -80,7 +80,9 @@ def summary(model: nn.Module, size: int = 32) -> Summary:
         before = counter.get_total_flops()
 
     def note(name: str) -> Any:
-        def hook(module: nn.Module, _: object, output: Tensor) -> None:
+        def hook(module: nn.Module, _: object, output: Any) -> None:
+            while isinstance(output, (tuple, list)):  # of an LSTM, say
+                output = output[0]
             parameters = sum(p.numel() for p in module.parameters())
             macs = (counter.get_total_flops() - before) // 2
             layers.append(Layer(name, type(module).__name__, tuple(output.shape[1:]), parameters, macs))

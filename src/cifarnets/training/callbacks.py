@@ -79,6 +79,17 @@ def call(callbacks: Iterable[Callback], hook: str, trainer: "Trainer") -> None:
             raise CallbackError(f"{type(callback).__name__}.{hook} failed: {error}") from error
 
 
+def call_last(callbacks: Iterable[Callback], trainer: "Trainer") -> CifarNetsError | None:
+    """Run `on_fit_end` of all callbacks, whatever happens in one of them, and hand back the first error."""
+    first: CifarNetsError | None = None
+    for callback in callbacks:
+        try:
+            call([callback], "on_fit_end", trainer)
+        except CifarNetsError as error:
+            first = first or error
+    return first
+
+
 class ProgressBar(Callback):
     """One bar for the fit: epoch, loss, accuracy, images/s and time left; nothing unless stderr is a terminal.
 
@@ -101,7 +112,7 @@ class ProgressBar(Callback):
             batches = len(trainer.loader)  # type: ignore[arg-type]
         except TypeError:
             batches = None
-        total = batches and batches * (trainer.epochs - trainer.epoch)
+        total = batches and batches * (trainer.epochs - trainer.epoch) - trainer.batch
         hide = None if self.show is None else not self.show
         self._bar = tqdm(total=total, disable=hide, unit="batch", dynamic_ncols=True, leave=True)
         self._size = getattr(trainer.loader, "batch_size", None)
@@ -121,13 +132,15 @@ class ProgressBar(Callback):
                 if bar.format_dict["rate"] and self._size
                 else ""
             )
-            bar.set_postfix_str(f"loss {trainer.last_loss.item():.4f}{self._note}{speed}", refresh=False)
+            seen = min(trainer.tally.accuracy() * trainer.world.size, 1)  # of this process's share
+            figures = f"loss {trainer.last_loss.item():.4f}, accuracy {seen:.4f}"
+            bar.set_postfix_str(f"{figures}{self._note}{speed}", refresh=False)
         bar.update()
 
     def on_epoch_end(self, trainer: "Trainer") -> None:
         row = trainer.history[-1]
-        shown = "val_accuracy" if "val_accuracy" in row else "accuracy"
-        self._note = f", {shown} {row[shown]:.4f}"
+        if "val_accuracy" in row:
+            self._note = f", val_accuracy {row['val_accuracy']:.4f}"
 
     def on_fit_end(self, trainer: "Trainer") -> None:
         if self._bar is not None:
@@ -143,7 +156,10 @@ class ArticleLog(Callback):
     def on_epoch_end(self, trainer: "Trainer") -> None:
         row = trainer.history[-1]
         if row["epoch"] == 1 or row["epoch"] % self.every == 0:
-            print(f"{datetime.now()} Epoch {row['epoch']}, Training loss {row['loss']}")
+            from tqdm import tqdm
+
+            # As print, but above a progress bar, not into it.
+            tqdm.write(f"{datetime.now()} Epoch {row['epoch']}, Training loss {row['loss']}")
 
 
 class CSVLog(Callback):
@@ -287,6 +303,8 @@ def _is_test(loader: Any) -> bool:
     source = loader
     while hasattr(source, "dataset"):  # that of a loader, and of torch's Subset
         source = source.dataset
+    if hasattr(source, "datasets"):  # torch's ConcatDataset
+        return any(map(_is_test, source.datasets))
     return getattr(source, "split", None) == "test" or getattr(source, "train", None) is False
 
 
@@ -354,6 +372,9 @@ class Checkpoint(Callback):
             self._best.best = state["best"]
 
     def _write_state(self, trainer: "Trainer") -> None:
+        trainer.tally.read_losses(
+            trainer.epoch + 1
+        )  # a GPU's are read now and then only, and the last good state must not be lost to NaN
         state = trainer.state_dict()
         if trainer.world.is_main:
             write_state(self.folder / FILE, state)

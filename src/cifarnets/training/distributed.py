@@ -18,7 +18,7 @@ from torch.distributed.rendezvous import rendezvous
 from torch.utils.data.distributed import DistributedSampler
 
 from cifarnets.errors import CifarNetsError, TrainingError
-from cifarnets.evaluation import Batches, Evaluation, collect_logits, measure
+from cifarnets.evaluation import Batches, Evaluation, as_pair, collect_logits, measure
 
 TIMEOUT = timedelta(minutes=10)
 
@@ -122,10 +122,12 @@ def share(loader: Iterable[Any], world: World) -> Iterator[tuple[Tensor, Tensor,
     if hasattr(loader, "shard"):
         yield from loader.shard(world.rank, world.size)
     elif isinstance(getattr(loader, "sampler", None), DistributedSampler):
-        for images, labels in loader:
+        for index, batch in enumerate(loader):
+            images, labels = as_pair(batch, f"batch {index + 1}")
             yield images, labels, len(labels) * world.size
     else:
-        for images, labels in loader:
+        for index, batch in enumerate(loader):
+            images, labels = as_pair(batch, f"batch {index + 1}")
             mine = slice(world.rank, None, world.size)
             yield (images, labels, len(labels)) if world.size == 1 else (images[mine], labels[mine], len(labels))
 

@@ -76,7 +76,7 @@ def find_lr(trainer: "Trainer", loader: Batches, low: float = 1e-5, high: float 
     place = trainer._epoch_start, trainer._rng_to_restore
     modes = {module: module.training for module in trainer.model.modules()}
     fit_loader, trainer.loader = trainer.loader, loader
-    start = copy.deepcopy(position(loader))
+    start = trainer.world.first(copy.deepcopy(position(loader)))
     schedule, trainer.schedule = trainer.schedule, None
     rates, losses, average = [], [], 0.0
     trainer.model.train()
@@ -86,11 +86,12 @@ def find_lr(trainer: "Trainer", loader: Batches, low: float = 1e-5, high: float 
             for group in trainer.optimizer.param_groups:
                 group["lr"] = rate
             try:
-                trainer.run_batch(images.to(trainer.device), labels.to(trainer.device), whole)
+                trainer.run_batch(images, labels, whole)
             except DivergedError:
                 break
             # Bias-corrected exponential average: single batches are too noisy to read.
-            average = 0.9 * average + 0.1 * trainer.last_loss.item()
+            loss = trainer.world.sum(trainer.last_loss).item() / trainer.world.size  # all must stop at one step
+            average = 0.9 * average + 0.1 * loss
             smooth = average / (1 - 0.9 ** (step + 1))
             if not math.isfinite(smooth):
                 break

@@ -26,7 +26,7 @@ class ConvMuon(Optimizer):
         lr: Of the filters.
         momentum: Of the filters.
         steps: Of the Newton-Schulz iteration.
-        bias_lr: Of biases, those of BatchNorm included.
+        bias_lr: Of biases, those of BatchNorm included, and of all that is neither a filter nor a matrix.
         head_lr: Of linear layers.
         sgd_momentum: Of biases and linear layers.
         weight_decay: Decoupled from the rates: each step takes this part of a weight, times the schedule.
@@ -48,8 +48,9 @@ class ConvMuon(Optimizer):
         named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         whiten = [p for name, p in named if name.startswith("whiten.")]
         filters = [p for name, p in named if p.ndim == 4 and not name.startswith("whiten.")]
-        biases = [p for name, p in named if p.ndim == 1 and not name.startswith("whiten.")]
-        heads = [p for name, p in named if p.ndim == 2]
+        heads = [p for name, p in named if p.ndim == 2 and not name.startswith("whiten.")]
+        taken = {id(p) for p in [*whiten, *filters, *heads]}
+        biases = [p for _, p in named if id(p) not in taken]
         plain: dict[str, Any] = {"momentum": sgd_momentum, "muon": False, "until": 1.0}
         groups: list[dict[str, Any]] = [
             {"params": filters, "lr": lr, "momentum": momentum, "muon": True, "until": 1.0, "weight_decay": 0.0},

@@ -71,3 +71,8 @@ def make_optimizer(
     except (TypeError, ValueError) as error:
         raise InputError(f"{cls.__name__} refuses lr={lr} with {dict(options or {})}: {error}.") from error
     return built
+
+
+def parameters_of(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    """All that it trains, over its groups."""
+    return [p for group in optimizer.param_groups for p in group["params"]]

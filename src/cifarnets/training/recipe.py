@@ -10,7 +10,7 @@ from datetime import datetime, timezone
 from fnmatch import fnmatchcase
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import nn
@@ -22,6 +22,7 @@ from cifarnets.device import resolve_device
 from cifarnets.errors import InputError, OutputError, unknown_name
 from cifarnets.evaluation import TTA, Evaluation, evaluate
 from cifarnets.models import create, describe, save
+from cifarnets.models.registry import model_class
 from cifarnets.seeding import seed_everything
 from cifarnets.training import distributed
 from cifarnets.training.callbacks import EMA, Callback, Checkpoint, CSVLog
@@ -48,6 +49,19 @@ TRAINER_FIELDS = (
     "seed",
 )
 """The fields of a recipe that are arguments of the Trainer."""
+
+
+_KINDS: dict[tuple[type, ...], tuple[str, ...]] = {
+    (str,): ("model", "optimizer", "precision"),
+    (str, type(None)): ("schedule", "tta"),
+    (int,): ("epochs", "batch_size", "accumulate", "seed", "val"),
+    (int, float): ("lr", "label_smoothing"),
+    (int, float, type(None)): ("clip_norm", "ema"),
+    (bool,): ("drop_last", "decay_biases", "compile", "channels_last", "deterministic", "synthetic"),
+    (list, tuple): ("classes",),
+    (Mapping,): ("config", "optimizer_options", "schedule_options", "augment"),
+}
+"""What the fields of a recipe may be."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +112,33 @@ class Recipe:
     seed: int = 0
     val: int = 0
     synthetic: bool = False
+
+    def __post_init__(self) -> None:
+        for kinds, names in _KINDS.items():
+            for name in names:
+                value = getattr(self, name)
+                whole_for_bool = isinstance(value, bool) and bool not in kinds
+                if whole_for_bool or not isinstance(value, kinds):
+                    wanted = " or ".join("nothing" if kind is type(None) else kind.__name__ for kind in kinds)
+                    raise InputError(f"{name} of a recipe must be {wanted}, not {value!r}.")
+        for name in ("epochs", "batch_size", "accumulate"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, not {getattr(self, name)}.")
+        for name, known in (("precision", get_args(Precision)), ("tta", (None, *get_args(TTA)))):
+            if getattr(self, name) not in known:
+                raise InputError(f"{name} of a recipe must be one of {known}, not {getattr(self, name)!r}.")
+        self.augmentation()
+
+    def augmentation(self) -> Augment | None:
+        """What to do to training images; None for nothing.
+
+        Raises:
+            InputError: `augment` has a key or a value that `Augment` does not take.
+        """
+        try:
+            return Augment(**self.augment) if self.augment else None
+        except TypeError as error:
+            raise InputError(f"augment of a recipe does not take {dict(self.augment)}: {error}.") from error
 
     def dataset(self, train: bool, root: str | os.PathLike[str] | None = None) -> ImageDataset:
         """The training or test images of this recipe's classes."""
@@ -164,7 +205,12 @@ def reproduce(name: str, seed: int = 0, folder: str | os.PathLike[str] | None = 
         CifarNetsError: As `load_recipe` and `run` do.
     """
     recipe = replace(load_recipe(name), seed=seed)
-    return run(recipe, folder or Path("runs") / f"{name}-seed{seed}", **{"resume": True, **options})
+    return run(recipe, folder or Path("runs") / f"{recipe_name(name)}-seed{seed}", **{"resume": True, **options})
+
+
+def recipe_name(name: str | os.PathLike[str]) -> str:
+    """What a recipe's runs are called: its name, or that of its file."""
+    return Path(name).stem if str(name).endswith(".toml") else str(name)
 
 
 def _recipe_folder() -> Any:
@@ -230,8 +276,7 @@ def run(
         recipe, starts = _read_run(folder, recipe)
     elif recipe is None:
         raise InputError(f"there is no run in {str(folder)!r} to go on with.")
-    elif world.is_main:
-        _claim(folder)
+    model_class(recipe.model)  # is there one? before anything is loaded
     train, test = recipe.dataset(True, root), recipe.dataset(False, root)
     parts = {"train": train, "test": test}
     if recipe.val:
@@ -244,7 +289,7 @@ def run(
         drop_last=recipe.drop_last,
         device=device,
         seed=recipe.seed,
-        augment=Augment(**recipe.augment) if recipe.augment else None,
+        augment=recipe.augmentation(),
         channels_last=recipe.channels_last,
     )
     seed_everything(recipe.seed)
@@ -262,6 +307,8 @@ def run(
         progress=progress,
     )
     if world.is_main:
+        if not starts:
+            _claim(folder)
         write_json(folder / RUN_FILE, {"recipe": asdict(recipe), "starts": [*starts, _circumstances(trainer)]})
     history = trainer.fit(shuffled, loaders.get("val"), recipe.epochs, resume=folder if starts else None)
     trained = trainer.eval_model.eval()

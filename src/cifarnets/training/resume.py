@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from cifarnets.errors import InputError
-from cifarnets.seeding import restore_rng, rng_state
+from cifarnets.seeding import ON_CPU, restore_rng, rng_state
 from cifarnets.training import distributed
+from cifarnets.training.optimizers import parameters_of
 from cifarnets.training.tally import Tally
 
 if TYPE_CHECKING:
@@ -17,14 +18,14 @@ if TYPE_CHECKING:
 
 def collect(trainer: "Trainer") -> dict[str, Any]:
     """The state of a fit between two batches; with several processes, each must ask."""
-    world, tally = trainer.world, vars(trainer._tally) if trainer.batch else {}
+    world, tally = trainer.world, vars(trainer.tally) if trainer.batch else {}
     if trainer.batch and world.size > 1:
         tally = {**tally, **{key: list(world.sum(torch.stack(tally[key]))) for key in ("losses", "correct")}}
     waiting = trainer.batch % trainer.accumulate  # batches whose gradients no step has used yet
     return {
         "model": dict(trainer.model.state_dict()),
         "optimizer": trainer.optimizer.state_dict(),
-        "gradients": [p.grad for p in trainer._parameters()] if waiting else [],
+        "gradients": [p.grad for p in parameters_of(trainer.optimizer)] if waiting else [],
         "schedule": trainer.schedule.state_dict() if trainer.schedule else {},
         "scaler": trainer._scaler.state_dict(),
         "progress": {
@@ -33,6 +34,8 @@ def collect(trainer: "Trainer") -> dict[str, Any]:
             "batch": trainer.batch,
             "step": trainer.step,
             "lr": trainer.lr,
+            "epochs": trainer.epochs - trainer._first,
+            "batches": _count(trainer.loader),
         },
         "history": list(trainer.history),
         "tally": tally,
@@ -58,13 +61,15 @@ def restore(trainer: "Trainer", state: Mapping[str, Any]) -> None:
         trainer._scaler.load_state_dict(state["scaler"])
     except (RuntimeError, ValueError, KeyError) as error:
         raise InputError(f"the checkpoint is not of this model and optimizer: {error}") from error
-    for parameter, gradient in zip(trainer._parameters(), state["gradients"], strict=False):
+    for parameter, gradient in zip(parameters_of(trainer.optimizer), state["gradients"], strict=False):
         parameter.grad = None if gradient is None else gradient.to(parameter)
-    at = state["progress"]
+    at, planned = state["progress"], trainer.epochs - trainer._first
+    _check_plan(trainer, at, state["epoch_start"])
     trainer._first, trainer.epoch, trainer.batch, trainer.step = at["first"], at["epoch"], at["batch"], at["step"]
     trainer.lr = at["lr"]
+    trainer.epochs = trainer._first + planned
     trainer.history[:] = state["history"]
-    trainer._tally = tally = Tally(**state["tally"])
+    trainer.tally = tally = Tally(**state["tally"])
     if not trainer.world.is_main:  # the sums are counted once
         tally.losses, tally.correct = ([torch.zeros_like(x) for x in part] for part in (tally.losses, tally.correct))
     trainer._epoch_start = state["epoch_start"]
@@ -77,14 +82,38 @@ def restore(trainer: "Trainer", state: Mapping[str, Any]) -> None:
             callback.load_state_dict(found[1])
 
 
+def _check_plan(trainer: "Trainer", at: Mapping[str, Any], start: Mapping[str, Any]) -> None:
+    """Refuse to go on with other data or another number of epochs, where that would be another fit."""
+    planned = trainer.epochs - trainer._first
+    if trainer.schedule and planned != at["epochs"]:
+        raise InputError(
+            f"the checkpoint is of a fit of {at['epochs']} epochs with a schedule made for these; it cannot go on for "
+            f"{planned}."
+        )
+    batches, here = _count(trainer.loader), position(trainer.loader)
+    # What else a loader remembers is its own affair; that it remembers as much must hold.
+    kinds = [(point["loader"] is None, [part is None for part in point["generators"]]) for point in (start, here)]
+    if batches != at["batches"] or kinds[0] != kinds[1]:
+        raise InputError(
+            f"the checkpoint is of a fit on another loader: {at['batches']} batches an epoch, not {batches}, or "
+            "another kind."
+        )
+
+
+def _count(loader: Any) -> int | None:
+    try:
+        return len(loader)
+    except TypeError:
+        return None
+
+
 def position(loader: Any) -> dict[str, Any]:
     """What the order of a loader's next pass depends on."""
     loader_state = getattr(loader, "state_dict", None)
-    generator = getattr(loader, "generator", None)  # a DataLoader's own
     return {
         "rng": rng_state(),
         "loader": loader_state() if loader_state else None,
-        "generator": generator.get_state() if isinstance(generator, torch.Generator) else None,
+        "generators": [own.get_state() if isinstance(own, torch.Generator) else None for own in _generators(loader)],
     }
 
 
@@ -93,8 +122,14 @@ def go_back(loader: Any, start: Mapping[str, Any]) -> None:
     restore_rng(start["rng"])
     if start["loader"] is not None:
         loader.load_state_dict(start["loader"])
-    if start["generator"] is not None:
-        loader.generator.set_state(start["generator"])
+    for own, state in zip(_generators(loader), start["generators"], strict=True):
+        if state is not None:
+            own.set_state(state)
+
+
+def _generators(loader: Any) -> tuple[Any, Any]:
+    """A DataLoader's own, and that of its sampler."""
+    return getattr(loader, "generator", None), getattr(getattr(loader, "sampler", None), "generator", None)
 
 
 def open_epoch(trainer: "Trainer") -> Iterator[tuple[Tensor, Tensor, int]]:
@@ -102,13 +137,19 @@ def open_epoch(trainer: "Trainer") -> Iterator[tuple[Tensor, Tensor, int]]:
     rng, trainer._rng_to_restore = trainer._rng_to_restore, None
     if rng is None:
         trainer._epoch_start = position(trainer.loader)
-    # Every process starts from the numbers of the first, so that all draw the same order.
+    else:
+        restore_rng(rng)
+    # Every process starts from the numbers of the first, so that all draw the same order; devices keep their own.
     trainer._epoch_start = start = trainer.world.first(trainer._epoch_start)
-    go_back(trainer.loader, start)
+    shared = {key: state for key, state in start["rng"].items() if trainer.world.size == 1 or key in ON_CPU}
+    go_back(trainer.loader, {**start, "rng": shared})
+    set_epoch = getattr(getattr(trainer.loader, "sampler", None), "set_epoch", None)
+    if set_epoch is not None:  # of a DistributedSampler
+        set_epoch(trainer.epoch)
     batches = distributed.share(trainer.loader, trainer.world)
     if rng is None or not trainer.batch:
         trainer.batch = 0
-        trainer._tally = Tally()
+        trainer.tally = Tally()
         return batches
     for _ in range(trainer.batch):  # passed over: the model has learnt from them
         next(batches)

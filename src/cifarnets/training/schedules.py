@@ -1,7 +1,7 @@
 """Learning rates over a fit, stepped once per optimizer step: torch's schedulers by name, or any of them."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -75,6 +75,8 @@ def triangular(
         start: The first rate as a part of the peak.
         final: The last rate as a part of the peak.
     """
+    if not (0 <= peak <= 1 and start >= 0 and final >= 0):
+        raise ValueError("peak is a part, 0..1, and start and final are not negative")
 
     def factor(until: float, step: int) -> float:
         top, end = peak * steps * until, steps * until
@@ -94,6 +96,8 @@ def step(optimizer: Optimizer, steps: int, every: float = 1 / 3, gamma: float = 
         every: The interval as a part of the steps, 0..1.
         gamma: The factor.
     """
+    if not 0 < every <= 1:
+        raise ValueError("every is a part, above 0 and at most 1")
     return StepLR(optimizer, max(round(every * steps), 1), float(gamma))
 
 
@@ -135,6 +139,19 @@ def make_schedule(
         return SCHEDULES[name](optimizer, steps or 0, **(options or {}))
     except (TypeError, ValueError) as error:
         raise InputError(f"the schedule {name!r} refuses {dict(options or {})}: {error}.") from error
+
+
+def start_schedule(
+    optimizer: Optimizer,
+    rates: Sequence[float],
+    schedule: ScheduleLike,
+    steps: int | None,
+    options: Mapping[str, Any] | None,
+) -> LRScheduler | None:
+    """Put each group's rate back to what it was given, and the schedule over it, if there is one."""
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    return make_schedule(optimizer, schedule, steps, options) if schedule is not None or options else None
 
 
 def count_steps(loader: Any, epochs: int, accumulate: int) -> int | None:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cifarnets.errors import DivergedError
 from cifarnets.training.distributed import World
@@ -29,6 +29,10 @@ class Tally:
         self.correct.append(correct)
         self.images += images
 
+    def accuracy(self) -> float:
+        """The share of right answers so far; waits for the device."""
+        return torch.stack(self.correct).sum().item() / self.images if self.images else 0.0
+
     def read_losses(self, epoch: int, last: int = 0) -> Tensor:
         """The losses of the last batches, of all by default: float64, on the CPU where the device has none.
 
@@ -39,6 +43,8 @@ class Tally:
         Raises:
             DivergedError: One is NaN or infinite; the message says which batch's.
         """
+        if not self.losses:
+            return torch.empty(0, dtype=torch.float64)
         losses = torch.stack(self.losses[-last:])
         values = losses.double() if losses.device.type != "mps" else losses.cpu().double()
         wrong = values.isfinite().logical_not().nonzero().flatten().tolist()
@@ -61,6 +67,20 @@ class Tally:
             "seconds": self.seconds,
             "images_per_second": self.images / self.seconds,
         }
+
+
+def check_weights(model: nn.Module, epoch: int) -> None:
+    """Refuse weights that the last step has made NaN or infinite, which no loss has shown yet.
+
+    Raises:
+        DivergedError: Some are.
+    """
+    finite = [parameter.isfinite().all() for parameter in model.parameters()]
+    if finite and not torch.stack(finite).all():
+        raise DivergedError(
+            f"the weights are NaN or infinite at the end of epoch {epoch}: training has diverged; try a lower learning "
+            "rate."
+        )
 
 
 def diverged(loss: float, where: str, images: Tensor | None = None) -> DivergedError:

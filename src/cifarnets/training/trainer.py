@@ -16,19 +16,19 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from cifarnets.device import resolve_device
 from cifarnets.errors import InputError
-from cifarnets.evaluation import Batches, check_batch, check_labels, class_names, explaining
+from cifarnets.evaluation import Batches, check_batch, check_labels, class_names, explaining, input_dtype
 from cifarnets.models.meta import describe_data
 from cifarnets.seeding import deterministic_algorithms, seed_everything
 from cifarnets.training import distributed
-from cifarnets.training.callbacks import Callback, Checkpoint, ProgressBar, call
+from cifarnets.training.callbacks import Callback, Checkpoint, ProgressBar, call, call_last
 from cifarnets.training.checkpoint import FILE, read_state
 from cifarnets.training.history import History
-from cifarnets.training.optimizers import OptimizerLike, make_optimizer
+from cifarnets.training.optimizers import OptimizerLike, make_optimizer, parameters_of
 from cifarnets.training.precision import Precision, autocast_dtype
 from cifarnets.training.resume import collect, open_epoch, restore
-from cifarnets.training.schedules import ScheduleLike, count_steps, make_schedule
-from cifarnets.training.signals import asking
-from cifarnets.training.tally import Tally, diverged
+from cifarnets.training.schedules import ScheduleLike, count_steps, start_schedule
+from cifarnets.training.signals import asking, fetch
+from cifarnets.training.tally import Tally, check_weights, diverged
 
 if TYPE_CHECKING:
     from cifarnets.training.lr_finder import LRSearch
@@ -79,6 +79,7 @@ class Trainer:
         batch: Batches done in the present epoch.
         step: Optimizer steps taken, over all fits.
         lr: Learning rate of the last step (of the first parameter group).
+        tally: What the present epoch has seen so far.
         last_loss: Loss of the last batch, a tensor on the device: to read it is to wait for it.
         eval_model: What is evaluated and saved: the model, or its average where a callback keeps one.
         interrupted: Whether Ctrl-C or SIGTERM ended the last fit.
@@ -120,6 +121,7 @@ class Trainer:
         self.device = resolve_device(device)
         self.world = distributed.join(self.device)
         self._layout = torch.channels_last if channels_last else torch.preserve_format
+        self._input_dtype = input_dtype(model)
         self.model = self.eval_model = model.to(self.device)
         if channels_last:
             self.model.to(memory_format=torch.channels_last)
@@ -148,7 +150,7 @@ class Trainer:
         self.val_loader: Batches | None = None
         self.interrupted = self.failed = self._stopping = False
         self._first = 0  # epochs completed when the present fit started
-        self._tally = Tally()
+        self.tally = Tally()
         self._epoch_start: dict[str, Any] | None = None  # None between epochs
         self._rng_to_restore: dict[str, Any] | None = None
 
@@ -191,15 +193,13 @@ class Trainer:
         if self.seed is not None:
             seed_everything(self.seed)
         self.optimizer.zero_grad()
-        for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
-            group["lr"] = rate
-        if self.schedule_like is not None or self.schedule_options:
-            steps = count_steps(loader, epochs, self.accumulate)
-            self.schedule = make_schedule(self.optimizer, self.schedule_like, steps, self.schedule_options)
+        steps = count_steps(loader, epochs, self.accumulate)
+        self.schedule = start_schedule(self.optimizer, self._rates, self.schedule_like, steps, self.schedule_options)
+        self.epochs = self._first + epochs
         if resume is not None and (Path(resume) / FILE).is_file():
             self.load_state_dict(read_state(Path(resume) / FILE))
-        self.epochs = self._first + epochs
         with asking(self._interrupt, quiet=not self.world.is_main), deterministic_algorithms(self.deterministic):
+            failure: BaseException | None = None
             try:
                 with self.world.explaining():
                     self._call("on_fit_start")
@@ -209,10 +209,10 @@ class Trainer:
             except BaseException as error:
                 self.failed = True
                 self.interrupted = isinstance(error, KeyboardInterrupt)
-                if not self.interrupted:
-                    raise
-            finally:
-                self._call("on_fit_end")
+                failure = None if self.interrupted else error
+            ended = call_last(self.callbacks, self)
+            if failure or ended:
+                raise failure or ended  # type: ignore[misc]
         return self.history
 
     def stop(self) -> None:
@@ -224,10 +224,7 @@ class Trainer:
         self._stopping = True
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the rest of the fit depends on: what a `Checkpoint` writes and `fit(resume=…)` reads.
-
-        With several processes, each must ask.
-        """
+        """All that the rest of the fit depends on, as a `Checkpoint` writes it; each of several processes must ask."""
         return collect(self)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -249,29 +246,30 @@ class Trainer:
         self._call("on_epoch_start")
         self.model.train()
         mark = time.perf_counter()
-        for images, labels, whole in batches:
-            if self._agreed_to_stop():
+        for batch in fetch(batches, lambda: self._stopping and self.world.size == 1):
+            if batch is None or self._agreed_to_stop():
                 return
             self._call("on_batch_start")
-            images = images.to(self.device, non_blocking=True, memory_format=self._layout)
-            self.run_batch(images, labels.to(self.device, non_blocking=True), whole)
+            self.run_batch(*batch)
             if self.batch % CHECK_EVERY == 0:
-                self._tally.read_losses(self.epoch + 1, CHECK_EVERY)
+                self.tally.read_losses(self.epoch + 1, CHECK_EVERY)
             now = time.perf_counter()
-            self._tally.seconds += now - mark
+            self.tally.seconds += now - mark
             mark = now
             self._call("on_batch_end")
         if not self.batch:
             raise InputError("the loader gave no batch; a generator can be gone through only once: pass a list.")
         if self.batch % self.accumulate:
             self._update()  # what is left over when the batches are not a multiple
+        self.tally.read_losses(self.epoch + 1)  # waits for the device, whose time counts
+        self.tally.seconds += time.perf_counter() - mark
         self._close_epoch()
 
     def run_batch(self, images: Tensor, labels: Tensor, whole: int) -> None:
         """One batch forward and backward, and an optimizer step when enough are accumulated.
 
         Args:
-            images: This process's part of the batch, `[B, C, H, W]`.
+            images: This process's part of the batch, `[B, C, H, W]`, on any device.
             labels: `[B]`, or shares of the classes `[B, K]`.
             whole: Images in the whole batch.
         """
@@ -279,6 +277,8 @@ class Trainer:
         if not whole:
             raise InputError(f"{where}: the batch is empty.")
         check_batch(self.model, images, labels, where, soft=True)
+        images = images.to(self.device, self._input_dtype, non_blocking=True, memory_format=self._layout)
+        labels = labels.to(self.device, non_blocking=True)
         answers = labels if labels.ndim == 1 else labels.argmax(1)
         with torch.autocast(self.device.type, self.dtype) if self.dtype else contextlib.nullcontext():
             with explaining(images, where):
@@ -303,16 +303,19 @@ class Trainer:
             self._update()
         self.last_loss = loss.detach()
         share = self.last_loss if self.world.size == 1 else self.last_loss * (len(labels) / whole)
-        self._tally.add(share, (logits.detach().argmax(1) == answers).sum(), whole)
+        self.tally.add(share, (logits.detach().argmax(1) == answers).sum(), whole)
 
     def _update(self) -> None:
         """One optimizer step from the gradients at hand, and the schedule's next rate."""
         if self.clip_norm is not None:
             self._scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self._parameters(), self.clip_norm)
+            nn.utils.clip_grad_norm_(parameters_of(self.optimizer), self.clip_norm)
+        scale = self._scaler.get_scale()
         self._scaler.step(self.optimizer)
         self._scaler.update()
         self.optimizer.zero_grad()
+        if self._scaler.get_scale() < scale:
+            return  # fp16 gradients overflowed, and no step was taken
         self.step += 1
         self.lr = self.optimizer.param_groups[0]["lr"]
         if self.schedule:
@@ -320,7 +323,8 @@ class Trainer:
 
     def _close_epoch(self) -> None:
         """Read the figures of the whole epoch, validate, and write the history's row."""
-        row = self._tally.figures(self.epoch + 1, self.lr, self.world)
+        row = self.tally.figures(self.epoch + 1, self.lr, self.world)
+        check_weights(self.model, self.epoch + 1)
         self.epoch += 1
         self.batch = 0
         self._epoch_start = None
@@ -338,12 +342,8 @@ class Trainer:
             self._stopping = self.world.any(self._stopping, self.device)
         return asked and self._stopping
 
-    def _parameters(self) -> list[nn.Parameter]:
-        return [p for group in self.optimizer.param_groups for p in group["params"]]
-
     def _call(self, hook: str) -> None:
         call(self.callbacks, hook, self)
 
     def _interrupt(self) -> None:
-        self.interrupted = True
-        self.stop()
+        self.interrupted = self._stopping = True
