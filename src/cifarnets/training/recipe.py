@@ -281,7 +281,8 @@ def run(
     parts = {"train": train, "test": test}
     if recipe.val:
         parts["train"], parts["val"] = train_val_split(train, recipe.val, recipe.seed)
-    loaders = {name: BatchLoader(part, 1000, device=device) for name, part in parts.items()}
+    layout = recipe.channels_last
+    loaders = {name: BatchLoader(part, 1000, device=device, channels_last=layout) for name, part in parts.items()}
     shuffled = BatchLoader(
         parts["train"],
         recipe.batch_size,
@@ -290,7 +291,7 @@ def run(
         device=device,
         seed=recipe.seed,
         augment=recipe.augmentation(),
-        channels_last=recipe.channels_last,
+        channels_last=layout,
     )
     seed_everything(recipe.seed)
     model = create(recipe.model, **{"num_classes": len(train.classes), **recipe.config})
