@@ -698,6 +698,7 @@ def test_resume_counts_the_epochs_of_its_fit(net: Net, loader: BatchLoader, tmp_
         ({"num_classes": 4}, "size mismatch for fc2.weight"),
         ({"decay_biases": False}, "different number of parameter groups"),
         ({"schedule": "step"}, "its schedule is another one"),
+        ({"schedule": "triangular"}, "its schedule is another one"),
         ({"schedule": None}, "its schedule is another one"),
     ],
 )

@@ -10,6 +10,7 @@ from cifarnets.errors import InputError
 from cifarnets.seeding import ON_CPU, restore_rng, rng_state
 from cifarnets.training import distributed
 from cifarnets.training.optimizers import parameters_of
+from cifarnets.training.schedules import ScheduleLike
 from cifarnets.training.tally import Tally
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ def collect(trainer: "Trainer") -> dict[str, Any]:
             "step": trainer.step,
             "lr": trainer.lr,
             "epochs": trainer.epochs - trainer._first,
+            "schedule": _name(trainer.schedule_like),
             "batches": _count(trainer.loader),
         },
         "history": list(trainer.history),
@@ -54,7 +56,8 @@ def restore(trainer: "Trainer", state: Mapping[str, Any]) -> None:
     try:
         trainer.model.load_state_dict(state["model"])
         trainer.optimizer.load_state_dict(state["optimizer"])
-        if (trainer.schedule.state_dict() if trainer.schedule else {}).keys() != state["schedule"].keys():
+        own = trainer.schedule.state_dict() if trainer.schedule else {}
+        if _name(trainer.schedule_like) != state["progress"]["schedule"] or own.keys() != state["schedule"].keys():
             raise ValueError("its schedule is another one.")
         if trainer.schedule:
             trainer.schedule.load_state_dict(state["schedule"])
@@ -98,6 +101,10 @@ def _check_plan(trainer: "Trainer", at: Mapping[str, Any], start: Mapping[str, A
             f"the checkpoint is of a fit on another loader: {at['batches']} batches an epoch, not {batches}, or "
             "another kind."
         )
+
+
+def _name(schedule: ScheduleLike) -> str | None:
+    return schedule if isinstance(schedule, str) else None
 
 
 def _count(loader: Any) -> int | None:

@@ -6,15 +6,7 @@ from functools import partial
 from typing import Any
 
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import (
-    CosineAnnealingLR,
-    LambdaLR,
-    LinearLR,
-    LRScheduler,
-    OneCycleLR,
-    SequentialLR,
-    StepLR,
-)
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR, StepLR
 
 from cifarnets.errors import InputError, unknown_name
 
@@ -38,11 +30,14 @@ def cosine(optimizer: Optimizer, steps: int, warmup: float = 0.0, final: float =
     if not (0 <= warmup < 1 and 0 <= final <= 1):
         raise ValueError("warmup and final are parts, 0..1")
     rise = round(warmup * steps)
-    lowest = final * max(group["lr"] for group in optimizer.param_groups)
-    fall = CosineAnnealingLR(optimizer, max(steps - rise, 1), lowest)
-    if not rise:
-        return fall
-    return SequentialLR(optimizer, [LinearLR(optimizer, 1 / (rise + 1), total_iters=rise), fall], [rise])
+
+    def factor(step: int) -> float:
+        if step < rise:
+            return (step + 1) / (rise + 1)
+        gone = min((step - rise) / max(steps - rise, 1), 1.0)
+        return final + (1 - final) * (1 + math.cos(math.pi * gone)) / 2
+
+    return LambdaLR(optimizer, factor)  # torch's SequentialLR of two schedulers warns of itself in older versions
 
 
 def one_cycle(optimizer: Optimizer, steps: int, **options: Any) -> LRScheduler:
