@@ -3,6 +3,7 @@
 import hashlib
 import os
 import pickle
+import signal
 from pathlib import Path
 
 import hypothesis
@@ -22,6 +23,9 @@ def _find_real() -> Path | None:
 
 
 REAL_CIFAR10 = _find_real()
+# A shell starts its background jobs deaf to Ctrl-C, and tests of it would be too.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 # One thread: batches here are small, and two would wait for each other on a busy machine.
 torch.set_num_threads(1)
 # The same examples in every run, and none saved: a failure is there for everyone, or for no one.
