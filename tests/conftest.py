@@ -1,10 +1,14 @@
 """Fixtures: the real CIFAR-10 where it is found, a tiny one on disk, and a small set in memory."""
 
 import hashlib
+import json
 import os
 import pickle
+import shutil
 import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import numpy as np
@@ -12,6 +16,7 @@ import pytest
 import torch
 
 from cifarnets.datasets import ImageDataset, SyntheticCIFAR10, cifar10, cifar_subset
+from cifarnets.weights import index
 
 
 def _find_real() -> Path | None:
@@ -77,6 +82,30 @@ def tiny_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             monkeypatch.setitem(files, name, hashlib.md5(content, usedforsecurity=False).hexdigest())
     monkeypatch.delenv("CIFARNETS_DATA", raising=False)
     return root
+
+
+@pytest.fixture
+def weights_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The released weights in a folder of their own, that may be spoilt."""
+    copy = tmp_path / "weights"
+    shutil.copytree(index.FOLDER, copy, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
+    monkeypatch.setattr(index, "FOLDER", copy)
+    index.releases.cache_clear()
+    yield copy
+    index.releases.cache_clear()
+
+
+@pytest.fixture
+def edit_index(weights_folder: Path) -> Callable[[Callable[[dict[str, Any]], object]], None]:
+    """Change the rows of that folder's index."""
+
+    def edit(change: Callable[[dict[str, Any]], object]) -> None:
+        rows = json.loads((weights_folder / index.INDEX_FILE).read_text())
+        change(rows)
+        (weights_folder / index.INDEX_FILE).write_text(json.dumps(rows))
+        index.releases.cache_clear()
+
+    return edit
 
 
 @pytest.fixture(scope="session")

@@ -80,7 +80,7 @@ class TestList:
 
     def test_no_match(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert fails(capsys, "list", "densenet*") == (
-            "cifarnets: no model matches 'densenet*'; `cifarnets list` shows all.\n"
+            "cifarnets: nothing matches 'densenet*' within these limits; `cifarnets list` shows all.\n"
         )
         assert main(["list", "densenet*", "--json"]) == 0
         assert json.loads(capsys.readouterr().out) == []
@@ -92,8 +92,85 @@ class TestList:
         assert model["parameters"] == 18354
         assert model["config"]["num_classes"] == 10
 
+    def test_within_limits(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["list", "--max-params", "300000", "--max-macs", "1000000", "--sort", "parameters"]) == 0
+        assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["convnet", "convnet_functional"]
+
+    def test_released_weights(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["list", "--pretrained", "--sort", "accuracy"]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert [line.split()[0] for line in lines] == models.list_models(pretrained=True, sort="accuracy")
+        (line,) = [line for line in lines if line.startswith("convnet.cifar3 ")]
+        assert re.search(
+            r" 18,123 parameters  accuracy 0\.92\d\d ± 0\.\d{4}, 0\.\d{4} ± 0\.\d{4} with mirror \(seeds 0, ", line
+        )
+
+    def test_accuracy_of_what_has_none(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert "only released weights have an accuracy" in fails(capsys, "list", "--sort", "accuracy")
+
+
+class TestVerify:
+    def test_without_data(
+        self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        monkeypatch.setenv("CIFARNETS_DATA", str(tmp_path / "nothing"))
+        assert main(["verify", "convnet.cifar3"]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert [re.split(r"  +", line)[:3] for line in lines] == [
+            ["convnet.cifar3", "file", "ok"],
+            ["convnet.cifar3", "golden logits", "ok"],
+            ["convnet.cifar3", "test images", "-"],
+        ]
+
+    @pytest.mark.cifar10
+    def test_with_data(self, capsys: pytest.CaptureFixture[str], real_root: Path) -> None:
+        assert main(["verify", "convnet.cifar3", "--data-root", str(real_root), "--json"]) == 0
+        assert [check["passed"] for check in json.loads(capsys.readouterr().out)] == [True, True, True]
+
+    def test_what_differs_is_said_and_ends_with_1(
+        self, capsys: pytest.CaptureFixture[str], weights_folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("CIFARNETS_DATA", str(weights_folder / "nothing"))
+        (weights_folder / "convnet.cifar3.safetensors").write_bytes(b"")
+        assert main(["verify", "convnet.cifar3"]) == 1
+        printed = capsys.readouterr()
+        assert "FAILED" in printed.out
+        assert "is not the file that was released" in printed.out
+        assert printed.err == "1 of 1 checks failed.\n"
+        assert main(["verify", "convnet.cifar3", "--json"]) == 1
+
+    def test_an_unknown_name(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert "unknown weights 'convnet.cifar9'. Did you mean 'convnet.cifar3'?" in fails(
+            capsys, "verify", "convnet.cifar9"
+        )
+
+
+class TestReleasedWeights:
+    def test_predict(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+        PIL.Image.new("RGB", (40, 30), "blue").save(tmp_path / "blue.png")
+        assert main(["predict", "convnet.cifar3", str(tmp_path / "blue.png"), "--topk", "3"]) == 0
+        assert {"airplane", "automobile", "ship"} < set(re.findall(r"\w+", capsys.readouterr().out))
+
+    @pytest.mark.cifar10
+    def test_evaluate(self, capsys: pytest.CaptureFixture[str], real_root: Path) -> None:
+        assert main(["evaluate", "convnet.cifar3", "--tta", "mirror", "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)["accuracy"]
+        assert found == pytest.approx(models.info("convnet.cifar3").release.file_tta_accuracy, abs=5e-4)
+
 
 class TestInfo:
+    def test_of_released_weights(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["info", "convnet.cifar3"]) == 0
+        printed = capsys.readouterr().out
+        assert "create('convnet.cifar3', pretrained=True)" in printed
+        assert re.search(r"test images: accuracy 0\.92\d\d ± ", printed)
+        assert "classes: airplane, automobile, ship" in printed
+        assert "cifarnets train --recipe convnet.cifar3 --seed 0" in printed
+        assert re.search(r"total +18,123", printed)
+        assert main(["info", "convnet.cifar3", "--json"]) == 0
+        facts = json.loads(capsys.readouterr().out)
+        assert facts["macs"] == facts["release"]["macs"] == 753_760
+
     def test_text(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["info", "convnet"]) == 0
         printed = capsys.readouterr().out

@@ -46,6 +46,14 @@ def test_own_callback_prints_every_epoch_and_stops_the_fit(tmp_path: Path) -> No
     assert "ended after 1 of at most 5 epochs" in output
 
 
+@pytest.mark.cifar10
+def test_a_new_head_learns_more_from_few_images_than_a_fresh_net(tmp_path: Path, real_root: Path) -> None:
+    output = run(tmp_path, "fine_tune.py", "--data-root", str(real_root))
+    frozen, whole, scratch = (float(line.rsplit(" ", 1)[1]) for line in output.splitlines())
+    assert frozen > 0.4
+    assert whole > scratch
+
+
 def test_every_example_has_a_test() -> None:
     tested = Path(__file__).read_text(encoding="utf-8")
     assert [path.name for path in EXAMPLES.glob("*.py") if f'"{path.name}"' not in tested] == []

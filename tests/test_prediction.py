@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from cifarnets import load, models, predict, save
-from cifarnets.datasets import CIFAR10Normalized, ImageDataset
-from cifarnets.errors import DataNotFoundError, InputError
+from cifarnets import features, load, models, predict, save
+from cifarnets.datasets import CIFAR10Normalized, ImageDataset, normalize
+from cifarnets.errors import DataNotFoundError, InputError, UnknownNameError
 
 ORIENTATION = 0x0112
 UNIT: dict[str, Any] = {"mean": (0, 0, 0), "std": (1, 1, 1), "device": "cpu"}
@@ -420,3 +420,67 @@ def test_test_time_augmentation_is_that_of_evaluate() -> None:
     assert mirrored["0"] == pytest.approx(float(torch.tensor([0.5, 0.0]).softmax(0)[0]))
     with pytest.raises(InputError, match="tta must be"):
         predict(Left(), picture, tta="flip", **UNIT)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("name", "layer", "shape"),
+    [
+        ("convnet", "conv2", (8, 16, 16)),
+        ("convnet_functional", "conv2", (8, 16, 16)),
+        ("fcnet", "3", (512,)),
+        ("resnet20", "blocks.5", (32, 16, 16)),
+        ("wide_resnet16_4", "blocks.1", (64, 32, 32)),
+        ("vgg11_bn", None, (512,)),
+        ("airbench94", "block2", (256, 7, 7)),
+        ("convnet", None, (32,)),
+        ("fcnet", None, (128,)),
+        ("resnet20", None, (64,)),
+        ("airbench94", None, (256,)),
+    ],
+)
+def test_features_of_every_family(name: str, layer: str | None, shape: tuple[int, ...]) -> None:
+    model, picture = models.create(name), torch.rand(3, 32, 32)
+    constants: dict[str, Any] = {"mean": (0.5,) * 3, "std": (0.25,) * 3}
+    one = features(model, picture, layer, **constants)
+    several = features(model, [picture, picture.flip(-1)], layer, **constants)
+    assert one.shape == shape
+    assert several.shape == (2, *shape)
+    assert torch.allclose(several[0], one, atol=1e-5)
+    assert not one.requires_grad
+    assert model.training  # as it was
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_features_are_what_the_layer_answers_in_eval_mode() -> None:
+    model = load("convnet.cifar3")
+    pictures = torch.rand(3, 3, 32, 32)
+    inputs = normalize(pictures, model.meta.mean, model.meta.std)
+    assert torch.equal(features(model, pictures, "conv1"), model.conv1(inputs))
+    head = model.fc2(features(model, pictures))
+    assert torch.allclose(head, model(inputs), atol=1e-6)
+    assert features(model, []).shape[0] == 0
+
+
+def test_features_of_an_unknown_layer_and_of_a_model_without_linear_layer() -> None:
+    with pytest.raises(UnknownNameError, match=r"unknown layer 'conv3'\. Did you mean 'conv\d'\? Available: act1"):
+        features(load("convnet.cifar3"), torch.rand(3, 32, 32), "conv3")
+    constants: dict[str, Any] = {"mean": (0.5,) * 3, "std": (0.25,) * 3}
+    with pytest.raises(InputError, match="Sequential has no linear layer: name one of 0"):
+        features(nn.Sequential(nn.Conv2d(3, 4, 3)), torch.rand(3, 32, 32), **constants)
+
+
+def test_features_of_a_layer_that_gives_no_tensor() -> None:
+    class Pair(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.unused = nn.Linear(2, 2)
+            self.recurrent = nn.LSTM(32, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.recurrent(x[:, 0])[0]
+
+    constants: dict[str, Any] = {"mean": (0.5,) * 3, "std": (0.25,) * 3}
+    with pytest.raises(InputError, match="the layer 'recurrent' gives tuple, not a tensor"):
+        features(Pair(), torch.rand(3, 32, 32), "recurrent", **constants)
+    with pytest.raises(InputError, match="the layer 'unused' gives nothing, not a tensor"):
+        features(Pair(), torch.rand(3, 32, 32), "unused", **constants)

@@ -8,7 +8,7 @@ from cifarnets import datasets, errors, models, training
 from cifarnets.errors import CifarNetsError
 from cifarnets.evaluation import Evaluation, evaluate
 from cifarnets.models import load, save
-from cifarnets.prediction import predict
+from cifarnets.prediction import features, predict
 from cifarnets.seeding import seed_everything
 from cifarnets.training import Trainer, reproduce
 from cifarnets.version import __version__
@@ -21,6 +21,7 @@ __all__ = [
     "datasets",
     "errors",
     "evaluate",
+    "features",
     "load",
     "models",
     "predict",

@@ -24,16 +24,21 @@ from cifarnets.datasets import (
 from cifarnets.errors import CifarNetsError, DataCorruptError, DownloadError, InputError, OutputError
 from cifarnets.evaluation import TTA
 from cifarnets.models.meta import get_meta
+from cifarnets.models.registry import Sort
 from cifarnets.training import ArticleLog, Recipe, Run, distributed, load_recipe, run
 from cifarnets.training.precision import Precision
 from cifarnets.training.recipe import recipe_name
 from cifarnets.training.schedules import SCHEDULES
+from cifarnets.verification import verify
 
 EXAMPLES = """\
 examples:
   cifarnets demo                                       the whole story in two minutes
   cifarnets download                                   fetch CIFAR-10 (170 MB) once
   cifarnets list 'conv*'
+  cifarnets list --pretrained --sort accuracy
+  cifarnets predict resnet20 plane.png ship.jpg --topk 3
+  cifarnets verify                                     are the released weights what they are said to be?
   cifarnets train convnet --classes airplane,automobile,ship --epochs 100
   cifarnets train --recipe convnet.cifar3 --seed 1
   cifarnets evaluate runs/convnet/model.safetensors
@@ -76,26 +81,72 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _list(options: argparse.Namespace) -> None:
-    found = [cifarnets.models.info(name) for name in cifarnets.models.list_models(options.pattern)]
+    names = cifarnets.models.list_models(
+        options.pattern,
+        pretrained=options.pretrained,
+        max_params=options.max_params,
+        max_macs=options.max_macs,
+        sort=options.sort,
+    )
+    found = [cifarnets.models.info(name) for name in names]
     if options.json:
         _print_json([asdict(model) for model in found])
     elif not found:
-        raise InputError(f"no model matches {options.pattern!r}; `cifarnets list` shows all.")
-    else:
-        for model in found:
-            print(f"{model.name:<20} {model.parameters:>10,} parameters  {model.description}")
+        raise InputError(f"nothing matches {options.pattern!r} within these limits; `cifarnets list` shows all.")
+    for model in [] if options.json else found:
+        start = f"{model.name:<20} {model.parameters:>10,} parameters  "
+        if options.pretrained and model.release is not None:
+            print(f"{start}{_accuracy(model.release)}")
+        else:
+            print(f"{start}{model.description}")
+
+
+def _accuracy(release: cifarnets.models.Release) -> str:
+    """The accuracy of released weights in words."""
+    text = f"accuracy {_spread(release.accuracy, release.accuracy_std)}"
+    if release.tta_accuracy is not None:
+        text += f", {_spread(release.tta_accuracy, release.tta_accuracy_std)} with {release.tta}"
+    return f"{text} (seeds {', '.join(map(str, release.seeds))})"
+
+
+def _spread(mean: float, std: float | None) -> str:
+    return f"{mean:.4f}" if std is None else f"{mean:.4f} ± {std:.4f}"
 
 
 def _info(options: argparse.Namespace) -> None:
     model = cifarnets.models.info(options.name)
     if options.json:
-        _print_json(asdict(model))
+        _print_json({**asdict(model), "macs": model.macs})
         return
     print(f"{model.name}: {model.description}\n")
     print("arguments of create():")
     for key, value in model.config.items():
         print(f"  {key} = {value!r}")
+    release = model.release
+    if release is not None:
+        print(f"\nreleased weights ({release.size:,} bytes), `create({model.name!r}, pretrained=True)`:")
+        print(f"  test images: {_accuracy(release)}")
+        print(f"  this file (seed {release.seed}): accuracy {release.file_accuracy:.4f}, ECE {release.file_ece:.4f}")
+        print(f"  classes: {', '.join(release.classes)}")
+        print(f"  normalised with mean {release.mean}, std {release.std}")
+        print(f"  {release.milliseconds:.2f} ms an image, {release.milliseconds_batch:.3f} ms in batches of 1,000")
+        print(f"  ({release.measured})")
+        print(f"  trained by: cifarnets train --recipe {model.name} --seed {release.seed}")
     print(f"\n{cifarnets.models.summary(cifarnets.models.create(options.name))}")
+
+
+def _verify(options: argparse.Namespace) -> int:
+    checks = verify(options.names, options.data_root, options.device)
+    failed = [check for check in checks if check.passed is False]
+    if options.json:
+        _print_json([asdict(check) for check in checks])
+        return int(bool(failed))
+    for check in checks:
+        verdict = {True: "ok", False: "FAILED", None: "-"}[check.passed]
+        print(f"{check.name:<16} {check.what:<14} {verdict:<7} {check.detail}")
+    if failed:
+        print(f"{len(failed)} of {len(checks)} checks failed.", file=sys.stderr)
+    return int(bool(failed))
 
 
 def _download(options: argparse.Namespace) -> None:
@@ -292,9 +343,17 @@ def _parser() -> argparse.ArgumentParser:
 
     listing = command("list", _list, "list the models", [as_json])
     listing.add_argument("pattern", nargs="?", default="*", help="a shell pattern, such as 'conv*'")
+    listing.add_argument("--pretrained", action="store_true", help="list released weights, with their accuracy")
+    listing.add_argument("--max-params", type=_positive, metavar="N", help="at most so many parameters")
+    listing.add_argument("--max-macs", type=_positive, metavar="N", help="at most so many multiply-adds an image")
+    listing.add_argument("--sort", choices=get_args(Sort), default="name", help="accuracy: of released weights only")
 
-    info = command("info", _info, "show a model's arguments and layers", [as_json])
-    info.add_argument("name")
+    info = command("info", _info, "show arguments and layers, and what is known of released weights", [as_json])
+    info.add_argument("name", help="a model, or released weights")
+
+    check = command("verify", _verify, "check released weights: bytes, logits, accuracy", [as_json, data])
+    check.add_argument("--device", default="cpu", help="default: cpu, where the logits were computed")
+    check.add_argument("names", nargs="*", metavar="NAME", help="released weights (default: all)")
 
     command("download", _download, "fetch CIFAR-10 and check it", [data])
 
@@ -352,11 +411,11 @@ def _parser() -> argparse.ArgumentParser:
     views.add_argument("--tta", choices=get_args(TTA), help="test-time augmentation: the mean of several views")
 
     evaluate = command("evaluate", _evaluate, "measure a weight file on CIFAR-10", [data, device, views, as_json])
-    evaluate.add_argument("weights", help="a .safetensors file, or hf://owner/repo")
+    evaluate.add_argument("weights", help="released weights, a .safetensors file, or hf://owner/repo")
     evaluate.add_argument("--split", choices=("test", "train"), default="test", help="default: test")
 
     predict = command("predict", _predict, "classify pictures", [device, views, as_json])
-    predict.add_argument("weights", help="a .safetensors file, or hf://owner/repo")
+    predict.add_argument("weights", help="released weights, a .safetensors file, or hf://owner/repo")
     predict.add_argument("images", nargs="+", metavar="IMAGE", help="picture files of any size")
     predict.add_argument("--topk", type=int, default=1, metavar="K", help="classes to name (default: 1)")
     return parser

@@ -1,4 +1,4 @@
-"""What is in a picture."""
+"""What is in a picture, and what a model sees in it."""
 
 import os
 from collections.abc import Sequence
@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from cifarnets.datasets.images import normalize
 from cifarnets.device import resolve_device
-from cifarnets.errors import DataNotFoundError, InputError
+from cifarnets.errors import DataNotFoundError, InputError, unknown_name
 from cifarnets.evaluation import TTA, answer, check_answers, evaluating, input_dtype, name_outputs
-from cifarnets.models.meta import get_meta
+from cifarnets.models.meta import get_meta, unwrap
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -65,6 +65,87 @@ def predict(
         InputError: A file is no picture, an array has an unusable shape or range, `topk` is out of range, there are
             more classes than outputs, the model does not know its constants and none are given, or it answers NaN.
     """
+    inputs, single = _inputs(model, images, mean, std)
+    if not len(inputs):
+        return []
+    target = resolve_device(device)
+    with evaluating(model, target):
+        probabilities = answer(model, inputs.to(target, input_dtype(model)), tta).cpu().softmax(1)
+    check_answers(probabilities)
+    meta, outputs = get_meta(model), probabilities.shape[1]
+    if classes is not None and len(classes) > outputs:
+        raise InputError(f"{len(classes)} classes ({', '.join(classes)}) do not fit a model of {outputs} outputs.")
+    names = name_outputs(classes or (meta.classes if meta else None), outputs)
+    if not 1 <= topk <= len(names):
+        raise InputError(f"topk must be between 1 and {len(names)}, the number of classes, not {topk}.")
+    top = probabilities.topk(topk)
+    answers = [
+        [(names[index], probability) for index, probability in zip(row, values, strict=True)]
+        for row, values in zip(top.indices.tolist(), top.values.tolist(), strict=True)
+    ]
+    return answers[0] if single else answers
+
+
+def features(
+    model: nn.Module,
+    images: "Image | Sequence[Image]",
+    layer: str | None = None,
+    *,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    device: str | torch.device = "auto",
+) -> Tensor:
+    """What a layer inside a model makes of a picture, or of several: feature maps, or a vector for each.
+
+    Examples:
+        >>> model = cifarnets.load("convnet")
+        >>> features(model, torch.zeros(3, 32, 32), "conv2").shape
+        torch.Size([8, 16, 16])
+
+    Args:
+        model: A trained model.
+        images: As `predict` takes them, and prepared in the same way.
+        layer: Name of a module, one of `dict(model.named_modules())`; None for what the last linear layer is fed, the
+            vector that a new head would learn from.
+        mean: Normalising constants, for a model that does not know them.
+        std: Likewise.
+        device: Where to compute.
+
+    Returns:
+        The layer's output `[C, H, W]` or `[D]`, on the CPU; `[N, …]` for several pictures.
+
+    Raises:
+        UnknownNameError: The model has no such layer; the near match is suggested.
+        InputError: As `predict`; or there is no linear layer, or the layer's output is no tensor.
+    """
+    layers = {name: module for name, module in unwrap(model).named_modules() if name}
+    if layer is not None and layer not in layers:
+        raise unknown_name("layer", layer, layers)
+    linear = [module for module in layers.values() if isinstance(module, nn.Linear)]
+    if layer is None and not linear:
+        raise InputError(f"{type(unwrap(model)).__name__} has no linear layer: name one of {', '.join(layers)}.")
+    inputs, single = _inputs(model, images, mean, std)
+    target, seen = resolve_device(device), []
+
+    def note(_: nn.Module, arguments: tuple[Any, ...], output: Any = None) -> None:
+        seen.append(arguments[0] if layer is None else output)
+
+    handle = linear[-1].register_forward_pre_hook(note) if layer is None else layers[layer].register_forward_hook(note)
+    try:
+        with evaluating(unwrap(model), target):
+            unwrap(model)(inputs.to(target, input_dtype(model)))
+    finally:
+        handle.remove()
+    if not seen or not isinstance(seen[-1], Tensor):
+        raise InputError(f"the layer {layer!r} gives {type(seen[-1]).__name__ if seen else 'nothing'}, not a tensor.")
+    found: Tensor = seen[-1].float().cpu()
+    return found[0] if single else found
+
+
+def _inputs(
+    model: nn.Module, images: "Image | Sequence[Image]", mean: Sequence[float] | None, std: Sequence[float] | None
+) -> tuple[Tensor, bool]:
+    """Pictures as a model is fed them, float32 `[N, C, 32, 32]`, and whether it was a single one."""
     meta = get_meta(model)
     mean = mean if mean is not None else meta.mean if meta else None
     std = std if std is not None else meta.std if meta else None
@@ -79,25 +160,8 @@ def predict(
     single = not isinstance(images, (list, tuple)) and not _is_batch(images)
     batch = [images] if single else list(images)  # type: ignore[arg-type]
     if not batch:
-        return []
-    target = resolve_device(device)
-    tensors = [_to_input(image, len(mean)) for image in batch]  # type: ignore[arg-type]
-    with evaluating(model, target):
-        inputs = normalize(torch.stack(tensors).to(target), mean, std)
-        probabilities = answer(model, inputs.to(input_dtype(model)), tta).cpu().softmax(1)
-    check_answers(probabilities)
-    outputs = probabilities.shape[1]
-    if classes is not None and len(classes) > outputs:
-        raise InputError(f"{len(classes)} classes ({', '.join(classes)}) do not fit a model of {outputs} outputs.")
-    names = name_outputs(classes or (meta.classes if meta else None), outputs)
-    if not 1 <= topk <= len(names):
-        raise InputError(f"topk must be between 1 and {len(names)}, the number of classes, not {topk}.")
-    top = probabilities.topk(topk)
-    answers = [
-        [(names[index], probability) for index, probability in zip(row, values, strict=True)]
-        for row, values in zip(top.indices.tolist(), top.values.tolist(), strict=True)
-    ]
-    return answers[0] if single else answers
+        return torch.empty(0, len(mean), SIZE, SIZE), False
+    return normalize(torch.stack([_to_input(image, len(mean)) for image in batch]), mean, std), single  # type: ignore[arg-type]
 
 
 def _is_batch(images: object) -> bool:

@@ -20,7 +20,8 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from cifarnets import __version__, evaluate, load, models, predict, save
+from cifarnets import Trainer, __version__, evaluate, load, models, predict, save
+from cifarnets.datasets import BatchLoader, SyntheticCIFAR10, cifar_subset
 from cifarnets.errors import InputError, OutputError, UnknownNameError, WeightsError
 from cifarnets.models import registry
 from cifarnets.weights import hub
@@ -545,3 +546,86 @@ def test_an_address_on_the_hub_is_fetched_and_then_a_file_like_any_other(
 def test_a_malformed_address_says_how_one_reads() -> None:
     with pytest.raises(InputError, match=r"hf://owner/repo.*not 'hf://owner'"):
         load("hf://owner")
+
+
+NAME = "convnet.cifar3"
+
+
+def test_released_weights_come_ready_for_use() -> None:
+    model = models.create(NAME, pretrained=True)
+    assert not model.training
+    assert model.meta.classes == ("airplane", "automobile", "ship")
+    assert model.meta == load(NAME).meta
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), load(NAME).parameters(), strict=True))
+    assert len(predict(model, torch.zeros(3, 32, 32), topk=3)) == 3
+
+
+def test_loading_released_weights_draws_no_random_numbers() -> None:
+    before = torch.random.get_rng_state()
+    load(NAME)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_a_name_with_a_tag_alone_gives_a_fresh_model_of_those_sizes() -> None:
+    model = models.create(NAME)
+    assert model.training
+    assert model.meta.config == load(NAME).meta.config
+    assert not torch.equal(model.fc1.weight, load(NAME).fc1.weight)
+    assert models.create(NAME, num_classes=7).meta.config["num_classes"] == 7
+
+
+def test_the_same_number_of_classes_is_no_new_head(caplog: pytest.LogCaptureFixture) -> None:
+    model = models.create(NAME, pretrained=True, num_classes=3, widths=[16, 8])
+    assert torch.equal(model.fc2.weight, load(NAME).fc2.weight)
+    assert caplog.records == []
+
+
+def test_another_number_of_classes_starts_a_new_head_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    model, released = models.create(NAME, pretrained=True, num_classes=5), load(NAME)
+    assert caplog.messages == [
+        "convnet.cifar3: fc2.weight, fc2.bias start anew, for 5 classes instead of 3: train them before use."
+    ]
+    assert model.fc2.weight.shape == (5, 32)
+    for name, tensor in released.state_dict().items():
+        if not name.startswith("fc2."):
+            assert torch.equal(model.state_dict()[name], tensor), name
+    assert model.meta.config == {**released.meta.config, "num_classes": 5}
+    assert (model.meta.classes, model.meta.training, model.meta.results) == (None, {}, {})
+    assert (model.meta.mean, model.meta.std) == (released.meta.mean, released.meta.std)
+    torch.manual_seed(1)
+    assert torch.equal(
+        models.create(NAME, num_classes=5).fc2.weight.std().sign(), model.fc2.weight.std().sign()
+    )  # drawn, not zero
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"in_channels": 1}, "were made with in_channels=3: only num_classes may differ"),
+        ({"widths": (4, 4), "num_classes": 5}, r"were made with widths=\(16, 8\)"),
+        ({"wdths": 3}, "cannot be built"),
+    ],
+)
+def test_released_weights_in_another_model_are_refused(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        models.create(NAME, pretrained=True, **given)
+
+
+def test_training_forgets_what_was_measured_before() -> None:
+    model = load(NAME)
+    assert model.meta.results["accuracy"] > 0.9
+    assert model.meta.training["epochs"] == 100
+    images = SyntheticCIFAR10(train=False, size=100)
+    three = cifar_subset(images, images.classes[:3])
+    Trainer(model, progress=False).fit(BatchLoader(three), epochs=1)
+    assert (model.meta.results, model.meta.training) == ({}, {})
+    assert model.meta.classes == images.classes[:3]
+
+
+def test_half_files_are_half_as_large_and_load_as_float32(tmp_path: Path) -> None:
+    model = models.create("convnet").eval()
+    whole, half = save(model, tmp_path / "whole.safetensors"), save(model, tmp_path / "half.safetensors", half=True)
+    assert half.stat().st_size < 0.6 * whole.stat().st_size
+    images = torch.rand(4, 3, 32, 32)
+    assert load(half)(images).dtype == torch.float32
+    assert torch.allclose(load(half)(images), model(images), atol=1e-2)

@@ -195,3 +195,36 @@ def test_a_model_that_reads_numbers_while_it_is_built(tmp_path: Path) -> None:
     assert models.info("deep").parameters == 30730
     again = load(save(models.create("deep"), tmp_path / "deep.safetensors"))
     assert again.rates == [0, 0.5, 1]
+
+
+def test_models_are_listed_by_size() -> None:
+    small = models.list_models("*net*", max_params=500_000, sort="parameters")
+    assert small == ["convnet", "convnet_functional", "resnet20", "resnet32"]
+    assert models.list_models("resnet*", max_macs=70_000_000, sort="macs") == ["resnet20", "resnet32"]
+    assert models.list_models(max_params=0) == []
+
+
+def test_released_weights_are_listed_by_accuracy() -> None:
+    names = models.list_models(pretrained=True, sort="accuracy")
+    figures = [models.info(name).release.accuracy for name in names]
+    assert figures == sorted(figures, reverse=True)
+    assert sorted(names) == models.list_models(pretrained=True)
+    assert models.list_models("convnet.*", pretrained=True, max_params=18_123) == ["convnet.cifar3"]
+    assert models.list_models("convnet.*", pretrained=True, max_macs=753_759) == []
+
+
+def test_only_released_weights_have_an_accuracy_to_sort_by() -> None:
+    with pytest.raises(InputError, match="only released weights have an accuracy"):
+        models.list_models(sort="accuracy")
+    with pytest.raises(InputError, match="sort must be one of"):
+        models.list_models(sort="size")
+
+
+def test_info_of_released_weights_tells_what_is_known_of_them() -> None:
+    facts = models.info("convnet.cifar3")
+    assert facts.config["num_classes"] == 3
+    assert facts.description == models.info("convnet").description
+    assert facts.release.classes == ("airplane", "automobile", "ship")
+    assert facts.macs == facts.release.macs == models.summary(models.create("convnet.cifar3")).macs
+    assert models.info("fcnet").macs == models.summary(models.create("fcnet")).macs
+    assert models.info("wide_resnet28_10").release is None

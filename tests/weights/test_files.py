@@ -107,6 +107,7 @@ def test_other_programs_can_read_it(tmp_path: Path) -> None:
             "classes": '["gr\\u00f6\\u00dfe"]',
             "mean": "null",
             "channels_last": "[]",
+            "halved": "[]",
         }
 
 
@@ -369,3 +370,29 @@ def test_what_is_read_does_not_change_with_the_file(tmp_path: Path) -> None:
     with path.open("r+b") as file:  # as cp does, in place
         file.write(b"\0" * size)
     assert torch.equal(tensors["a"], torch.ones(1000))
+
+
+def test_halved_numbers_take_half_the_room_and_come_back_as_float32(tmp_path: Path) -> None:
+    tensors = {
+        "weight": torch.randn(40, 8, 5, 5).to(memory_format=torch.channels_last),
+        "double": torch.randn(3, dtype=torch.float64),
+        "steps": torch.tensor(7),
+    }
+    whole = write_weights(tmp_path / "whole.safetensors", tensors, {}, "1")
+    half = write_weights(tmp_path / "half.safetensors", tensors, {}, "1", half=True)
+    assert half.stat().st_size < 0.6 * whole.stat().st_size
+    read, _ = read_weights(half)
+    assert torch.equal(read["weight"], tensors["weight"].half().float())
+    assert read["weight"].is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(read["double"], tensors["double"])
+    assert torch.equal(read["steps"], tensors["steps"])
+    assert load_file(half)["weight"].dtype == torch.float16  # as any program sees it
+    again = write_weights(tmp_path / "again.safetensors", read, {}, "1", half=True)
+    assert torch.equal(read_weights(again)[0]["weight"], read["weight"])
+
+
+def test_numbers_too_large_for_float16_are_not_halved(tmp_path: Path) -> None:
+    tensors = {"weight": torch.tensor([1.0, 7e4])}
+    with pytest.raises(WeightsError, match="weight has numbers that are too large for float16"):
+        write_weights(tmp_path / "half.safetensors", tensors, {}, "1", half=True)
+    assert list(tmp_path.iterdir()) == []

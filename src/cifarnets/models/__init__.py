@@ -10,6 +10,7 @@ from cifarnets.models.resnet import ResNet, ResNet20, ResNet32, ResNet44, ResNet
 from cifarnets.models.summary import Layer, Summary, summary
 from cifarnets.models.vgg import VGG, VGG11BN, VGG16BN
 from cifarnets.models.wide_resnet import WideResNet, WideResNet16x4, WideResNet28x10
+from cifarnets.weights.index import Release
 
 __all__ = [
     "VGG",
@@ -25,6 +26,7 @@ __all__ = [
     "Layer",
     "Meta",
     "ModelInfo",
+    "Release",
     "ResNet",
     "ResNet20",
     "ResNet32",

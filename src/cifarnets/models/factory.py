@@ -1,5 +1,7 @@
 """Models in and out: by name, to a file, from a file."""
 
+import json
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,40 +10,93 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cifarnets.errors import InputError, WeightsError
+from cifarnets.errors import InputError, WeightsError, unknown_name
 from cifarnets.models.meta import Meta, describe, get_meta, unwrap
 from cifarnets.models.registry import build, list_models, model_class, skeleton
 from cifarnets.version import __version__
 from cifarnets.weights import hub
 from cifarnets.weights.files import read_weights, write_weights
+from cifarnets.weights.index import checked_file, releases
+
+_LOG = logging.getLogger("cifarnets")
 
 
-def create(name: str, *, num_classes: int | None = None, in_channels: int | None = None, **config: Any) -> nn.Module:
-    """A freshly initialised model; seed torch first to get the same one again.
+def create(
+    name: str,
+    *,
+    pretrained: bool = False,
+    num_classes: int | None = None,
+    in_channels: int | None = None,
+    **config: Any,
+) -> nn.Module:
+    """A model by name: freshly initialised (seed torch first to get the same one again), or with released weights.
 
     Examples:
         >>> create("convnet", num_classes=3).meta.architecture
         'convnet'
+        >>> create("convnet.cifar3", pretrained=True).meta.classes
+        ('airplane', 'automobile', 'ship')
 
     Args:
-        name: One of `list_models()`.
-        num_classes: Outputs; None for the model's default, ten.
+        name: One of `list_models()`, or of `list_models(pretrained=True)`: released weights, whose arguments are then
+            the defaults.
+        pretrained: With the released weights of that name, in eval mode.
+        num_classes: Outputs; None for the model's default, ten. Another number than that of the weights keeps the
+            trunk and starts a new head, and says so (`logging`, `cifarnets`).
         in_channels: Channels of the images; None for three.
         config: The model's other arguments, such as `widths`; `info(name).config` lists them.
 
     Raises:
-        UnknownNameError: There is no such model; the near match is suggested.
-        InputError: The model has no such argument, or refuses its value.
+        UnknownNameError: There is no such model, or no weights of that name; the near match is suggested.
+        InputError: The model has no such argument, or refuses its value, or the weights were made with another.
+        WeightsError: The file of the weights is not the one that was released.
     """
-    given = {
-        key: value
-        for key, value in {"num_classes": num_classes, "in_channels": in_channels}.items()
-        if value is not None
+    sizes = {"num_classes": num_classes, "in_channels": in_channels}
+    given = {key: value for key, value in sizes.items() if value is not None} | config
+    known = releases()
+    if not pretrained:
+        if name in known and name not in list_models():
+            name, given = known[name].architecture, {**known[name].config, **given}
+        return build(name, given)
+    if name not in known:
+        model_class(name.partition(".")[0])  # a misspelt architecture is the likelier mistake
+        raise unknown_name("weights", name, known)
+    return _with_head(name, _load_release(name), given)
+
+
+def _with_head(name: str, model: nn.Module, given: Mapping[str, Any]) -> nn.Module:
+    """Released weights as they are, or under a new head if that is all that the arguments ask for."""
+    meta = get_meta(model)
+    assert meta is not None  # load gives registered models only
+    wanted = {
+        **meta.config,
+        **{key: tuple(value) if isinstance(value, list) else value for key, value in given.items()},
     }
-    return build(name, {**given, **config})
+    if wanted == meta.config:
+        return model
+    fresh = build(meta.architecture, wanted)
+    changed = [key for key in meta.config if wanted[key] != meta.config[key] and key != "num_classes"]
+    if changed:
+        theirs = ", ".join(f"{key}={meta.config[key]!r}" for key in changed)
+        raise InputError(
+            f"the weights {name!r} were made with {theirs}: only num_classes may differ. For a fresh model, leave out "
+            "pretrained=True."
+        )
+    state, trunk = fresh.state_dict(), model.state_dict()
+    head = [key for key in state if state[key].shape != trunk[key].shape]
+    fresh.load_state_dict({**trunk, **{key: state[key] for key in head}})
+    describe(fresh, mean=meta.mean, std=meta.std)
+    _LOG.warning(
+        "%s: %s start anew, for %d classes instead of %d: train them before use.",
+        name,
+        ", ".join(head),
+        wanted["num_classes"],
+        meta.config["num_classes"],
+    )
+    return fresh.eval()
 
 
-def save(model: nn.Module, path: str | os.PathLike[str]) -> Path:
+def save(model: nn.Module, path: str | os.PathLike[str], *, half: bool = False) -> Path:
     """Write a model into one safetensors file that `load` needs nothing else for.
 
     The file is written whole or not at all. Wrappers (`torch.compile`, data parallel) leave no trace in it.
@@ -49,13 +104,14 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> Path:
     Args:
         model: A registered model, of any dtype and layout, on any device.
         path: Where to; `.safetensors` is the usual ending.
+        half: Round float32 to float16 in the file, which is then half as large; it is float32 again when loaded.
 
     Returns:
         The path.
 
     Raises:
         WeightsError: The model is not a registered one, or was changed since it was built, so `load` could not rebuild
-            it; or its `meta` holds something that JSON cannot say.
+            it; or its `meta` holds something that JSON cannot say; or a number is too large for float16.
         OutputError: The file cannot be written; one that was there is untouched.
     """
     meta, kind = get_meta(model), type(unwrap(model))
@@ -72,24 +128,55 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> Path:
             f"{faults}. Pass sizes to create; for other layers, register a class of your own."
         )
     # Not dataclasses.asdict, which would copy what users put into `training` before JSON can refuse it.
-    return write_weights(path, state, dict(vars(meta)), __version__)
+    return write_weights(path, state, dict(vars(meta)), __version__, half)
 
 
 def load(source: str | os.PathLike[str]) -> nn.Module:
     """The model of a weight file: rebuilt, loaded strictly, in eval mode, on the CPU.
 
     Examples:
+        >>> load("convnet.cifar3").meta.classes
+        ('airplane', 'automobile', 'ship')
         >>> model = load("convnet.safetensors")  # doctest: +SKIP
 
     Args:
-        source: A path, or an address on the Hugging Face Hub: `hf://owner/repo[@revision][/file]`.
+        source: Released weights of `list_models(pretrained=True)`, which come with the library and need no network; a
+            path; or an address on the Hugging Face Hub: `hf://owner/repo[@revision][/file]`.
 
     Raises:
         WeightsError: The file is missing, damaged, a pickle or foreign, its architecture is unknown, or its tensors
-            do not fit; the message says which.
+            do not fit; the message says which. Or it is not the file that was released under that name.
         DownloadError: The Hub cannot be reached, and the file is not in the cache.
+        UnknownNameError: It reads like the name of released weights, and there are none of that name.
     """
-    path = hub.fetch(source) if isinstance(source, str) and source.startswith(hub.SCHEME) else Path(source)
+    if not isinstance(source, str):
+        return _load_file(Path(source))
+    if source.startswith(hub.SCHEME):
+        return _load_file(hub.fetch(source))
+    if source in releases():
+        return _load_release(source)
+    if source.partition(".")[0] in list_models() and not source.endswith(".safetensors") and not Path(source).exists():
+        raise unknown_name("weights", source, releases())
+    return _load_file(Path(source))
+
+
+def _load_release(name: str) -> nn.Module:
+    """Released weights, if they are what the index says."""
+    release = releases()[name]
+    model = _load_file(checked_file(release))
+    meta = get_meta(model)
+    assert meta is not None
+    found = {**vars(meta), "parameters": sum(p.numel() for p in model.parameters())}
+    for key in ("architecture", "config", "parameters", "classes", "mean", "std"):
+        theirs, ours = getattr(release, key), found[key]
+        if json.dumps(theirs) != json.dumps(ours):
+            raise WeightsError(
+                f"the index of released weights says {key} {theirs!r} of {name!r}; its file has {ours!r}."
+            )
+    return model
+
+
+def _load_file(path: Path) -> nn.Module:
     tensors, header = read_weights(path)
     if "state" in header:
         raise WeightsError(
@@ -107,7 +194,8 @@ def load(source: str | os.PathLike[str]) -> nn.Module:
             raise WeightsError(f"the tensors of {str(path)!r} do not fit the model: {faults}.")
         with torch.random.fork_rng(devices=[]):  # initialising what is overwritten must not move the user's numbers
             model = build(meta.architecture, dict(meta.config))
-        describe(model, classes=meta.classes, mean=meta.mean, std=meta.std, training=meta.training)
+        described = {key: getattr(meta, key) for key in ("classes", "mean", "std", "training", "results")}
+        describe(model, **described)
     except InputError as error:
         raise WeightsError(f"the header of {str(path)!r} does not fit the architecture: {error}") from error
     for name, target in model.state_dict(keep_vars=True).items():
@@ -128,6 +216,7 @@ def _read_meta(path: Path, header: dict[str, Any]) -> Meta:
             mean=numbers("mean"),
             std=numbers("std"),
             training=dict(header["training"]),
+            results=dict(header.get("results", {})),  # files of earlier versions have none
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise WeightsError(f"the header of {str(path)!r} is incomplete or damaged ({error!r}).") from error

@@ -20,6 +20,7 @@ class Meta:
         mean: Per channel: the images that the model is fed are `(v - mean) / std` of images in 0..1.
         std: Likewise.
         training: Facts about the training: epochs, seed, optimizer …
+        results: What was measured of released weights: accuracy, seeds, calibration …
     """
 
     architecture: str
@@ -28,6 +29,7 @@ class Meta:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     training: Mapping[str, Any] = field(default_factory=dict)
+    results: Mapping[str, Any] = field(default_factory=dict)
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -56,6 +58,7 @@ def describe(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     training: Mapping[str, Any] | None = None,
+    results: Mapping[str, Any] | None = None,
 ) -> None:
     """Tell a model about its classes and its preprocessing, in place; what is None stays.
 
@@ -80,13 +83,18 @@ def describe(
     changes: dict[str, Any] = {} if classes is None else {"classes": tuple(classes)}
     # Plain floats, whatever the figures were computed with: they are written into the weight file.
     changes |= {key: tuple(map(float, value)) for key, value in {"mean": mean, "std": std}.items() if value is not None}
-    if training is not None:
-        changes["training"] = dict(training)
+    changes |= {
+        key: dict(value) for key, value in {"training": training, "results": results}.items() if value is not None
+    }
     unwrap(model).meta = replace(meta, **changes)  # type: ignore[assignment]
 
 
 def describe_data(model: nn.Module, dataset: Any) -> None:
-    """Tell a model of this library the classes and the preprocessing of what it learns from, as far as that says."""
-    if get_meta(model) is not None and dataset is not None:
+    """Tell a model of this library the classes and the preprocessing of what it learns from, as far as that says.
+
+    What is known of an earlier training is forgotten: it is not true of what comes out of this one.
+    """
+    if get_meta(model) is not None:
         mean, std = getattr(dataset, "constants", None) or (None, None)
-        describe(model, classes=getattr(dataset, "classes", None), mean=mean, std=std)
+        classes = getattr(dataset, "classes", None)
+        describe(model, classes=classes, mean=mean, std=std, training={}, results={})

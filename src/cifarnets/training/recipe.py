@@ -56,9 +56,9 @@ _KINDS: dict[tuple[type, ...], tuple[str, ...]] = {
     (str, type(None)): ("schedule", "tta"),
     (int,): ("epochs", "batch_size", "accumulate", "seed", "val"),
     (int, float): ("lr", "label_smoothing"),
-    (int, float, type(None)): ("clip_norm", "ema"),
+    (int, float, type(None)): ("clip_norm", "ema", "minutes"),
     (bool,): ("drop_last", "decay_biases", "compile", "channels_last", "deterministic", "synthetic"),
-    (list, tuple): ("classes",),
+    (list, tuple): ("classes", "seeds"),
     (Mapping,): ("config", "optimizer_options", "schedule_options", "augment"),
 }
 """What the fields of a recipe may be."""
@@ -85,6 +85,8 @@ class Recipe:
         seed: Of the initial weights, the order of the images, and everything else.
         val: Training images to hold out and evaluate after every epoch.
         synthetic: Train on `SyntheticCIFAR10` instead of CIFAR-10.
+        seeds: Those of the runs behind the published figures.
+        minutes: What each of these took, on the machine that the recipe's comment names.
     """
 
     model: str
@@ -112,6 +114,8 @@ class Recipe:
     seed: int = 0
     val: int = 0
     synthetic: bool = False
+    seeds: Sequence[int] = field(default=(), compare=False)
+    minutes: float | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         for kinds, names in _KINDS.items():
@@ -336,7 +340,8 @@ def _read_run(folder: Path, expected: Recipe | None) -> tuple[Recipe, list[Any]]
         raise InputError(f"{str(folder / RUN_FILE)!r} is damaged: {error!r}.") from error
     if expected is not None:
         theirs, ours = json.loads(json.dumps(asdict(recipe))), json.loads(json.dumps(asdict(expected)))
-        different = [f"{key} {theirs[key]!r}, not {ours[key]!r}" for key in ours if ours[key] != theirs[key]]
+        telling = [one.name for one in fields(Recipe) if one.compare]
+        different = [f"{key} {theirs[key]!r}, not {ours[key]!r}" for key in telling if ours[key] != theirs[key]]
         if different:
             raise InputError(f"the run in {str(folder)!r} has another recipe: {'; '.join(different)}.")
     return recipe, starts

@@ -1,8 +1,9 @@
 """The file format: one safetensors file whose header says everything. No pickle, so loading runs no code.
 
 The header's metadata is text to text, as safetensors has it: `format` is `pt`, `cifarnets` the version that wrote
-the file, and every other entry is JSON: `architecture`, `config`, `classes`, `mean`, `std`, `training`, and
-`channels_last`, the names of the tensors that were laid out so.
+the file, and every other entry is JSON: `architecture`, `config`, `classes`, `mean`, `std`, `training`, `results`,
+`channels_last`, the names of the tensors that were laid out so, and `halved`, the names of those that were float32 and
+lie in the file as float16.
 """
 
 import json
@@ -21,15 +22,20 @@ VERSION_KEY = "cifarnets"
 
 
 def write_weights(
-    path: str | os.PathLike[str], tensors: Mapping[str, Tensor], header: Mapping[str, Any], version: str
+    path: str | os.PathLike[str],
+    tensors: Mapping[str, Tensor],
+    header: Mapping[str, Any],
+    version: str,
+    half: bool = False,
 ) -> Path:
     """Write tensors and header into one safetensors file, atomically.
 
-    Layout and sharing do not matter: each tensor is stored whole and contiguous, in its own dtype.
+    Layout and sharing do not matter: each tensor is stored whole and contiguous, in its own dtype; with `half`, those
+    of float32 as float16, to be read as float32 again.
 
     Raises:
         OutputError: It cannot be written; a file that was there is untouched.
-        WeightsError: The header holds something that JSON cannot say.
+        WeightsError: The header holds something that JSON cannot say, or a number is too large for float16.
     """
     from safetensors.torch import save
 
@@ -38,8 +44,14 @@ def write_weights(
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
     }
     laid_out = [name for name, tensor in tensors.items() if _is_channels_last(tensor)]
+    halved = [name for name, tensor in stored.items() if half and tensor.dtype == torch.float32]
+    for name in halved:
+        if (stored[name].abs() > torch.finfo(torch.float16).max).any():
+            raise WeightsError(f"{name} has numbers that are too large for float16: save it with half=False.")
+        stored[name] = stored[name].half()
     try:
-        entries = {key: json.dumps(value) for key, value in {**header, "channels_last": laid_out}.items()}
+        notes = {"channels_last": laid_out, "halved": halved}
+        entries = {key: json.dumps(value) for key, value in {**header, **notes}.items()}
     except (TypeError, ValueError) as error:  # ValueError: it contains itself
         raise WeightsError(f"the header of {str(path)!r} must be plain values (JSON): {error}.") from error
     return write_atomic(path, save(stored, {"format": "pt", VERSION_KEY: version, **entries}))
@@ -81,12 +93,16 @@ def read_weights(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
         header = {key: json.loads(text) for key, text in entries.items() if key not in ("format", VERSION_KEY)}
     except (ValueError, RecursionError) as error:
         raise WeightsError(f"the header of {str(path)!r} is damaged: {error}.") from error
-    laid_out = header.pop("channels_last", [])
+    laid_out, halved = (_names(header.pop(key, [])) for key in ("channels_last", "halved"))
     for name, tensor in tensors.items():
-        if isinstance(laid_out, list) and name in laid_out and tensor.ndim == 4:
-            tensors[name] = tensor.to(memory_format=torch.channels_last)
+        whole = tensor.float() if name in halved and tensor.dtype == torch.float16 else tensor
+        tensors[name] = whole.to(memory_format=torch.channels_last) if name in laid_out and whole.ndim == 4 else whole
     return tensors, {**header, VERSION_KEY: entries[VERSION_KEY]}
 
 
 def _is_channels_last(tensor: Tensor) -> bool:
     return tensor.ndim == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last)
+
+
+def _names(value: object) -> set[str]:
+    return {name for name in value if isinstance(name, str)} if isinstance(value, list) else set()

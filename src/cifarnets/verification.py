@@ -1,0 +1,118 @@
+"""Are released weights what they are said to be? Anyone can check, on any machine."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from cifarnets.datasets import BatchLoader, CIFAR10Normalized, cifar10, cifar_subset, normalize
+from cifarnets.device import resolve_device
+from cifarnets.errors import CifarNetsError, WeightsError, unknown_name
+from cifarnets.evaluation import collect_logits
+from cifarnets.models.factory import load
+from cifarnets.weights import index
+from cifarnets.weights.files import read_weights
+from cifarnets.weights.index import Release, releases, sha256
+
+LOGIT_TOLERANCE = 1e-3
+ACCURACY_TOLERANCE = 5e-4
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at.
+
+    Attributes:
+        name: Of the weights.
+        what: `"file"`, `"golden logits"` or `"test images"`.
+        passed: None if it could not be looked at here.
+        detail: What was found, in words.
+    """
+
+    name: str
+    what: str
+    passed: bool | None
+    detail: str
+
+
+def verify(
+    names: Sequence[str] = (), root: str | os.PathLike[str] | None = None, device: str | torch.device = "cpu"
+) -> list[Check]:
+    """Check released weights: every byte, the logits of a dozen pictures, and the test images where they are.
+
+    The pictures are drawn ones and come with the library, and so do the logits that the weights had for them at their
+    release. On the test images, the accuracy must agree with the index to 0.05 points.
+
+    Args:
+        names: Of `list_models(pretrained=True)`; none for all.
+        root: Where CIFAR-10 lies; see `CIFAR10Normalized`.
+        device: Where to compute; other devices than the CPU may round more than the logits allow.
+
+    Returns:
+        Up to three checks for each of the weights. A file that is not as it was released ends those of its weights.
+
+    Raises:
+        UnknownNameError: There are no weights of that name.
+    """
+    known = releases()
+    for name in names:
+        if name not in known:
+            raise unknown_name("weights", name, known)
+    return [check for name in names or known for check in _checks(known[name], root, resolve_device(device))]
+
+
+def _checks(release: Release, root: str | os.PathLike[str] | None, device: torch.device) -> list[Check]:
+    try:
+        model = load(release.name)
+    except CifarNetsError as error:
+        return [Check(release.name, "file", False, str(error))]
+    found = f"SHA-256 {release.sha256[:12]}…, {release.size:,} bytes, {release.parameters:,} parameters"
+    file = Check(release.name, "file", True, found)
+    try:
+        golden, _ = read_weights(index.FOLDER / index.GOLDEN_FILE)
+        images = golden["images"]
+        logits, predictions = golden[f"{release.name}.logits"], golden[f"{release.name}.predictions"]
+    except WeightsError as error:
+        return [file, Check(release.name, "golden logits", False, str(error))]
+    except KeyError as error:
+        return [file, Check(release.name, "golden logits", False, f"{index.GOLDEN_FILE} lacks {error}.")]
+    checks = [file, _check_logits(release, model, images, logits, device)]
+    if not cifar10.is_complete(cifar10.data_root(root)):
+        missing = "not looked at: CIFAR-10 is not here (`cifarnets download`, or CIFARNETS_DATA)"
+        return [*checks, Check(release.name, "test images", None, missing)]
+    return [*checks, _check_accuracy(release, model, predictions, root, device)]
+
+
+def _check_logits(release: Release, model: nn.Module, images: Tensor, expected: Tensor, device: torch.device) -> Check:
+    inputs = normalize(images, release.mean, release.std)
+    found, _ = collect_logits(model, [(inputs, torch.zeros(len(inputs), dtype=torch.long))], device)
+    gap = (found - expected).abs().max().item()
+    detail = f"of {len(images)} pictures within {gap:.1e} (allowed: {LOGIT_TOLERANCE:.0e})"
+    return Check(release.name, "golden logits", gap <= LOGIT_TOLERANCE, detail)
+
+
+def _check_accuracy(
+    release: Release, model: nn.Module, expected: Tensor, root: str | os.PathLike[str] | None, device: torch.device
+) -> Check:
+    predictions, labels = predict_test_images(model, release, root, device)
+    accuracy = (predictions == labels).double().mean().item()
+    gap = abs(accuracy - release.file_accuracy)
+    detail = f"accuracy {accuracy:.4f} (index: {release.file_accuracy:.4f}); "
+    if sha256(predictions.byte().numpy().tobytes()) == release.predictions_sha256:
+        detail += f"all {len(labels):,} predictions as at the release"
+    else:
+        differ = int((predictions != expected).sum())
+        detail += f"{differ:,} of {len(labels):,} predictions differ from those at the release"
+    return Check(release.name, "test images", gap <= ACCURACY_TOLERANCE, detail)
+
+
+def predict_test_images(
+    model: nn.Module, release: Release, root: str | os.PathLike[str] | None, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """The classes that a model answers for all test images of its classes, and the labels, int64 `[N]`."""
+    full = CIFAR10Normalized(root, train=False, mean=release.mean, std=release.std)
+    batches = BatchLoader(cifar_subset(full, release.classes), 1000, device=device, channels_last=True)
+    logits, labels = collect_logits(model, batches, device)
+    return logits.argmax(1), labels

@@ -1,0 +1,124 @@
+"""Released weights: nothing but what was released is loaded, and whatever is wrong is said."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import cifarnets
+from cifarnets import load, models
+from cifarnets.errors import UnknownNameError, WeightsError
+from cifarnets.weights import index
+from cifarnets.weights.index import releases
+
+Edit = Callable[[Callable[[dict[str, Any]], object]], None]
+
+
+def test_every_release_has_a_recipe_and_a_registered_model() -> None:
+    assert set(releases()) <= set(cifarnets.training.list_recipes())
+    assert {release.architecture for release in releases().values()} <= set(models.list_models())
+    for name, release in releases().items():
+        recipe = cifarnets.training.load_recipe(name)
+        assert release.name == name
+        assert recipe.model == release.architecture
+        assert tuple(recipe.seeds) == release.seeds
+        assert release.seed == release.seeds[0]  # the first, not the best
+        assert recipe.tta == release.tta
+        assert recipe.minutes
+
+
+def test_all_weights_together_stay_below_what_a_wheel_should_weigh() -> None:
+    assert sum(path.stat().st_size for path in index.FOLDER.iterdir() if path.is_file()) < 55e6
+
+
+def test_a_single_wrong_byte_is_refused(weights_folder: Path) -> None:
+    path = weights_folder / "convnet.cifar3.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
+    for call in (lambda: load("convnet.cifar3"), lambda: models.create("convnet.cifar3", pretrained=True)):
+        with pytest.raises(WeightsError, match=r"is not the file that was released as 'convnet\.cifar3': its SHA-256"):
+            call()
+
+
+def test_a_truncated_and_a_missing_file_are_refused(weights_folder: Path) -> None:
+    path = weights_folder / "convnet.cifar3.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(WeightsError, match="is not the file that was released"):
+        load("convnet.cifar3")
+    path.unlink()
+    with pytest.raises(WeightsError, match=r"cannot read the released weights 'convnet\.cifar3'.*Install"):
+        load("convnet.cifar3")
+
+
+def test_a_wrong_hash_in_the_index_is_refused(edit_index: Edit) -> None:
+    edit_index(lambda rows: rows["convnet.cifar3"].update(sha256="0" * 64))
+    with pytest.raises(WeightsError, match=f"and the index says {'0' * 64}"):
+        load("convnet.cifar3")
+
+
+@pytest.mark.parametrize(
+    ("key", "lie"),
+    [
+        ("parameters", 18_122),
+        ("architecture", "convnet_functional"),
+        ("classes", ["ship", "automobile", "airplane"]),
+        ("mean", [0.5, 0.5, 0.5]),
+        ("config", {"num_classes": 3}),
+    ],
+)
+def test_an_index_that_lies_is_found_out(edit_index: Edit, key: str, lie: object) -> None:
+    edit_index(lambda rows: rows["convnet.cifar3"].update({key: lie}))
+    with pytest.raises(WeightsError, match=f"the index of released weights says {key} .*; its file has"):
+        load("convnet.cifar3")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "cannot be read"),
+        ("[]", "cannot be read"),
+        ('{"convnet": {"file": "x"}}', "'convnet' lacks, or has too much of: accuracy"),
+    ],
+)
+def test_a_damaged_index_is_refused(weights_folder: Path, content: str, message: str) -> None:
+    (weights_folder / "index.json").write_text(content)
+    releases.cache_clear()
+    with pytest.raises(WeightsError, match=message):
+        load("convnet.cifar3")
+
+
+def test_a_missing_index_is_refused(weights_folder: Path) -> None:
+    (weights_folder / "index.json").unlink()
+    releases.cache_clear()
+    with pytest.raises(WeightsError, match=r"the index of released weights .* cannot be read"):
+        models.list_models(pretrained=True)
+
+
+def test_an_unknown_tag_gets_a_suggestion() -> None:
+    for call in (
+        lambda: load("convnet.cifar4"),
+        lambda: models.create("convnet.cifar4", pretrained=True),
+        lambda: cifarnets.verification.verify(["convnet.cifar4"]),
+    ):
+        with pytest.raises(
+            UnknownNameError, match=r"unknown weights 'convnet\.cifar4'\. Did you mean 'convnet\.cifar3'"
+        ):
+            call()
+
+
+def test_a_model_without_weights_says_which_have_some() -> None:
+    with pytest.raises(UnknownNameError, match=r"unknown weights 'wide_resnet28_10'\..*Available: .*convnet\.cifar3"):
+        models.create("wide_resnet28_10", pretrained=True)
+    with pytest.raises(UnknownNameError, match=r"unknown model 'convnett'\. Did you mean 'convnet'"):
+        models.create("convnett.cifar3", pretrained=True)
+
+
+def test_a_file_beside_us_of_such_a_name_is_reached_as_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    cifarnets.save(models.create("fcnet", widths=(4,)), "convnet.cifar3")
+    assert load("convnet.cifar3").meta.architecture == "convnet"
+    assert load(Path("convnet.cifar3")).meta.architecture == "fcnet"
+    cifarnets.save(models.create("fcnet", widths=(4,)), "convnet.mine")
+    assert load("convnet.mine").meta.architecture == "fcnet"

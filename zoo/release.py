@@ -1,0 +1,290 @@
+"""Turn runs of a recipe into released weights, and keep index, golden logits and tables in step with the files.
+
+    python -m zoo.release convnet.cifar3 runs/convnet.cifar3-seed0 runs/convnet.cifar3-seed1 …
+    python -m zoo.release --speed     measure the speed of all released weights again, side by side
+    python -m zoo.release             only make index, golden logits and tables again
+
+The runs must be whole ones of the recipe of that name, with the seeds that it names. The first seed's weights are the
+ones that are released, whatever they reach; the logs of all of them go into zoo/logs. Needs CIFAR-10.
+"""
+
+import argparse
+import json
+import re
+import statistics
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from benchmarks._side_by_side import machine
+from torch import Tensor, nn
+
+from cifarnets import evaluate, load, save
+from cifarnets.atomic import write_atomic
+from cifarnets.datasets import BatchLoader, SyntheticCIFAR10, normalize
+from cifarnets.errors import CifarNetsError, InputError
+from cifarnets.evaluation import collect_logits, measure
+from cifarnets.models import Release, describe, summary
+from cifarnets.models.meta import Meta, get_meta
+from cifarnets.training import Recipe, load_recipe
+from cifarnets.training.recipe import write_json
+from cifarnets.version import __version__
+from cifarnets.weights.files import read_weights, write_weights
+from cifarnets.weights.index import FOLDER, GOLDEN_FILE, INDEX_FILE, sha256
+
+ROOT = Path(__file__).resolve().parents[1]
+LOGS = ROOT / "zoo" / "logs"
+SPEED_FILE = LOGS / "speed.json"
+PAGES = (ROOT / "README.md", ROOT / "docs" / "zoo.md")
+MARKS = ("<!-- released weights: python -m zoo.release -->", "<!-- end of released weights -->")
+CPU = torch.device("cpu")
+
+
+def release(name: str, folders: Sequence[Path]) -> None:
+    """Keep the logs of a recipe's runs, and release the weights of the first seed.
+
+    Raises:
+        InputError: A run is of another recipe, or not whole, or the seeds are not those of the recipe.
+    """
+    recipe = load_recipe(name)
+    runs = dict(sorted(_seed_of(folder, recipe) for folder in folders))
+    if tuple(runs) != tuple(recipe.seeds):
+        raise InputError(f"the recipe {name!r} names the seeds {recipe.seeds}, and the runs have {tuple(runs)}.")
+    for seed, folder in runs.items():
+        write_atomic(LOGS / name / f"seed{seed}.csv", (folder / "history.csv").read_text())
+        evaluations = json.loads((folder / "evaluation.json").read_text())
+        write_atomic(LOGS / name / f"seed{seed}.json", json.dumps(evaluations) + "\n")
+    seed, folder = next(iter(runs.items()))
+    whole = load(folder / "model.safetensors")
+    loader = BatchLoader(recipe.dataset(train=False), 1000, device=CPU, channels_last=True)
+    expected, labels = collect_logits(whole, loader, CPU)
+    path = save(whole, FOLDER / f"{name}.safetensors", half=True)
+    model = load(path)
+    logits, _ = collect_logits(model, loader, CPU)
+    changed, gap = int((logits.argmax(1) != expected.argmax(1)).sum()), (logits - expected).abs().max().item()
+    plain = measure(logits, labels)
+    loss = abs(plain.accuracy - measure(expected, labels).accuracy)
+    print(f"float16: {changed} of {len(labels)} predictions changed, accuracy by {loss:.4f}, logits by up to {gap:.1e}")
+    if loss > 5e-4:
+        raise InputError("float16 loses something here: keep the weights as they are.")
+    predictions = logits.argmax(1).byte()
+    results = {
+        "seed": seed,
+        "seeds": list(runs),
+        **spread(name, recipe),
+        "file_accuracy": plain.accuracy,
+        "file_tta_accuracy": evaluate(model, loader, CPU, tta=recipe.tta).accuracy if recipe.tta else None,
+        "file_ece": plain.ece,
+        "predictions_sha256": sha256(predictions.numpy().tobytes()),
+    }
+    describe(model, results=results)
+    save(model, path, half=True)
+    rebuild({name: predictions})
+
+
+def _seed_of(folder: Path, recipe: Recipe) -> tuple[int, Path]:
+    """The seed of a whole run of the recipe."""
+    content = json.loads((folder / "run.json").read_text())["recipe"]
+    seed = content["seed"]
+    # As JSON has it: tuples are lists there.
+    ours = json.loads(json.dumps(asdict(replace(recipe, seed=seed))))
+    wrong = [key for key, value in content.items() if key not in ("seeds", "minutes") and value != ours.get(key)]
+    if wrong:
+        raise InputError(f"{str(folder)!r} is a run of another recipe: {', '.join(wrong)}.")
+    epochs = len((folder / "history.csv").read_text().splitlines()) - 1
+    if epochs != recipe.epochs or not (folder / "evaluation.json").is_file():
+        raise InputError(f"{str(folder)!r} is not whole: {epochs} of {recipe.epochs} epochs.")
+    return seed, folder
+
+
+def spread(name: str, recipe: Recipe) -> dict[str, Any]:
+    """Mean and standard deviation of the accuracy over the logged runs of a recipe."""
+    logs = [json.loads((LOGS / name / f"seed{seed}.json").read_text()) for seed in recipe.seeds]
+    plain = [log["test"]["accuracy"] for log in logs]
+    found: dict[str, Any] = {"accuracy": statistics.mean(plain), "accuracy_std": _std(plain), "tta": recipe.tta}
+    augmented = [log[f"test ({recipe.tta})"]["accuracy"] for log in logs] if recipe.tta else []
+    found["tta_accuracy"] = statistics.mean(augmented) if augmented else None
+    found["tta_accuracy_std"] = _std(augmented)
+    return found
+
+
+def _std(values: Sequence[float]) -> float | None:
+    return statistics.stdev(values) if len(values) > 1 else None
+
+
+def rebuild(predictions: Mapping[str, Tensor] | None = None) -> None:
+    """Golden logits, index and tables, from the weight files.
+
+    Args:
+        predictions: On the test images, of weights that are new; others have theirs already.
+    """
+    write_weights(FOLDER / GOLDEN_FILE, golden(predictions or {}), {}, __version__)
+    missing = weight_files().keys() - speeds()["milliseconds"].keys()
+    if missing:
+        measure_speed()
+    index = build_index()
+    write_json(FOLDER / INDEX_FILE, index)
+    for page in PAGES:
+        write_atomic(page, with_table(page.read_text(encoding="utf-8"), index))
+
+
+def weight_files() -> dict[str, Path]:
+    """All released weight files by name."""
+    return {path.stem: path for path in sorted(FOLDER.glob("*.safetensors")) if path.name != GOLDEN_FILE}
+
+
+def golden(predictions: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A dozen drawn pictures, uint8 `[12, 3, 32, 32]`; the logits of all weights for them; test predictions."""
+    before = read_weights(FOLDER / GOLDEN_FILE)[0] if (FOLDER / GOLDEN_FILE).is_file() else {}
+    tensors = {"images": before.get("images", SyntheticCIFAR10(train=False, size=12, seed=1).images)}
+    for name, path in weight_files().items():
+        model, meta = _load(path)
+        assert meta.mean is not None
+        assert meta.std is not None
+        inputs = normalize(tensors["images"], meta.mean, meta.std)
+        tensors[f"{name}.logits"] = collect_logits(model, [(inputs, torch.zeros(12, dtype=torch.long))], CPU)[0]
+        key = f"{name}.predictions"
+        tensors[key] = predictions[name] if name in predictions else before[key]
+    return tensors
+
+
+def speeds() -> dict[str, Any]:
+    """What `measure_speed` left."""
+    if not SPEED_FILE.is_file():
+        return {"measured": "", "milliseconds": {}, "milliseconds_batch": {}}
+    content: dict[str, Any] = json.loads(SPEED_FILE.read_text())
+    return content
+
+
+def measure_speed(rounds: int = 15) -> None:
+    """Milliseconds an image of all released weights on one thread: in turns, the median of the rounds."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    models = {name: _load(path)[0] for name, path in weight_files().items()}
+    images = torch.randn(1000, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+    seconds: dict[tuple[str, int], list[float]] = {(name, size): [] for name in models for size in (1, 1000)}
+    with torch.no_grad():
+        for turn in range(rounds + 1):
+            for (name, size), taken in seconds.items():
+                if size > 1 and turn > 4:
+                    continue
+                started = time.perf_counter()
+                models[name](images[:size])
+                if turn:
+                    taken.append((time.perf_counter() - started) / size)
+    torch.set_num_threads(threads)
+    found = {key: round(statistics.median(taken) * 1000, 4) for key, taken in seconds.items()}
+    measured = f"{machine().replace(f'{threads} threads', '1 thread')}; medians of 15 and 4, in turns"
+    content = {
+        "measured": measured,
+        "milliseconds": {name: found[name, 1] for name in models},
+        "milliseconds_batch": {name: found[name, 1000] for name in models},
+    }
+    write_json(SPEED_FILE, content)
+
+
+def build_index() -> dict[str, Any]:
+    """The index, from the weight files and their measured speed."""
+    speed = speeds()
+    rows = {}
+    for name, path in weight_files().items():
+        content = path.read_bytes()
+        model, meta = _load(path)
+        assert meta.classes is not None
+        assert meta.mean is not None
+        assert meta.std is not None
+        counted = summary(model)
+        row = Release(
+            name=name,
+            file=path.name,
+            size=len(content),
+            sha256=sha256(content),
+            architecture=meta.architecture,
+            config=meta.config,
+            parameters=counted.parameters,
+            macs=counted.macs,
+            classes=meta.classes,
+            mean=meta.mean,
+            std=meta.std,
+            milliseconds=speed["milliseconds"][name],
+            milliseconds_batch=speed["milliseconds_batch"][name],
+            measured=speed["measured"],
+            **meta.results,
+        )
+        rows[name] = {key: value for key, value in asdict(row).items() if key != "name"}
+    found: dict[str, Any] = json.loads(json.dumps(rows))
+    return found
+
+
+def _load(path: Path) -> tuple[nn.Module, Meta]:
+    model = load(path)
+    meta = get_meta(model)
+    assert meta is not None
+    return model, meta
+
+
+def table(index: Mapping[str, Any]) -> str:
+    """The released weights as a table in Markdown, the best last."""
+    columns = "weights", "parameters", "multiply-adds", "test accuracy", "with TTA", "seeds", "ECE", "file", "CPU ms"
+    lines = [f"| {' | '.join(columns)} | train them again |", f"|---|{'--:|' * (len(columns) - 1)}---|"]
+    for name, row in sorted(index.items(), key=lambda item: (len(item[1]["classes"]), item[1]["accuracy"])):
+        tta = f"{_figure(row['tta_accuracy'], row['tta_accuracy_std'])} ({row['tta']})" if row["tta"] else ""
+        cells = [
+            f"`{name}`",
+            f"{row['parameters']:,}",
+            f"{row['macs'] / 1e6:,.1f} M",
+            _figure(row["accuracy"], row["accuracy_std"]),
+            tta,
+            str(len(row["seeds"])),
+            f"{row['file_ece']:.3f}",
+            f"{row['size'] / 1e6:.2f} MB",
+            f"{row['milliseconds']:.2f}",
+            f"`cifarnets train --recipe {name} --seed {row['seed']}`",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _figure(mean: float, std: float | None) -> str:
+    return f"{mean:.4f}" if std is None else f"{mean:.4f} ± {std:.4f}"
+
+
+def with_table(page: str, index: Mapping[str, Any]) -> str:
+    """A page whose table between the two marks is that of the index.
+
+    Raises:
+        InputError: It has not both marks.
+    """
+    start, end = map(re.escape, MARKS)
+    parts = re.split(f"({start}).*?({end})", page, flags=re.DOTALL)
+    if len(parts) != 4:
+        raise InputError(f"the page must have {MARKS[0]} and {MARKS[1]} once each.")
+    return f"{parts[0]}{parts[1]}\n\n{table(index)}\n\n{parts[2]}{parts[3]}"
+
+
+def main() -> int:
+    style = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("python -m zoo.release", description=__doc__, formatter_class=style)
+    parser.add_argument("name", nargs="?", help="of the recipe, and of the weights")
+    parser.add_argument("runs", nargs="*", type=Path, help="run folders, one a seed")
+    parser.add_argument("--speed", action="store_true", help="measure the speed of all released weights again")
+    options = parser.parse_args()
+    try:
+        if options.speed:
+            measure_speed()
+        if options.name:
+            release(options.name, options.runs)
+        else:
+            rebuild()
+    except (CifarNetsError, OSError) as error:
+        print(f"zoo.release: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
