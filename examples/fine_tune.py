@@ -17,7 +17,7 @@ ANIMALS = ["bird", "cat", "frog", "horse"]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", default="convnet.cifar3", help="a name of `cifarnets list --pretrained`")
-    parser.add_argument("--images", type=int, default=100, help="training images a class (default: 100)")
+    parser.add_argument("--images", type=int, default=40, help="training images a class (default: 40)")
     parser.add_argument("--data-root", type=Path, help="the folder that holds cifar-10-batches-py")
     options = parser.parse_args()
 

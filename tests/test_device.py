@@ -1,9 +1,11 @@
 """Where the work runs: on this machine whatever it has, and with a pretended CUDA or MPS."""
 
+import sys
+
 import pytest
 import torch
 
-from cifarnets.device import resolve_device
+from cifarnets.device import resolve_device, reusing_memory
 from cifarnets.errors import InputError
 
 
@@ -85,3 +87,32 @@ def test_real_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("auto", "cuda"):
         # With its index, so that it compares equal to the device of a tensor that lies there.
         assert torch.zeros(1, device=resolve_device(name)).device == resolve_device(name)
+
+
+def faults_of_a_large_tensor() -> int:
+    """Pages that the system had to hand out while a tensor of 128 MB was filled."""
+    import resource
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(32 * 2**20)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only glibc gives memory back after each operation")
+def test_freed_memory_is_kept_within_the_block_and_given_back_after_it() -> None:
+    pages = 128 * 2**20 // 4096
+    assert faults_of_a_large_tensor() > pages / 2
+    assert faults_of_a_large_tensor() > pages / 2  # again
+    with reusing_memory(torch.device("cpu")):
+        # Where something small comes to lie behind a freed block, the next one does not fit there.
+        found = [faults_of_a_large_tensor() for _ in range(6)]
+        assert min(found[1:]) < pages / 100
+    assert faults_of_a_large_tensor() > pages / 2
+    with reusing_memory(torch.device("cuda")):
+        assert faults_of_a_large_tensor() > pages / 2
+
+
+def test_where_the_c_library_cannot_do_so_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "win32")
+    with reusing_memory(torch.device("cpu")):
+        assert torch.ones(2).sum() == 2

@@ -11,9 +11,11 @@ from cifarnets.models import load, save
 from cifarnets.prediction import features, predict
 from cifarnets.seeding import seed_everything
 from cifarnets.training import Trainer, reproduce
+from cifarnets.verification import Check, verify
 from cifarnets.version import __version__
 
 __all__ = [
+    "Check",
     "CifarNetsError",
     "Evaluation",
     "Trainer",
@@ -29,4 +31,5 @@ __all__ = [
     "save",
     "seed_everything",
     "training",
+    "verify",
 ]

@@ -202,7 +202,7 @@ def _recipe(options: argparse.Namespace, said: dict[str, Any]) -> Recipe:
         changes["config"] = {**recipe.config, "num_classes": changes.pop("num_classes")}
     if "classes" in said:
         changes["classes"] = tuple(said["classes"].split(","))
-    for key in ("optimizer_options", "schedule_options", "augment"):
+    for key in ("optimizer_options", "schedule_options", "augment", "distill"):
         if key in said:
             changes[key] = {**getattr(recipe, key), **dict(said[key])}
     return replace(recipe, **changes)
@@ -378,6 +378,7 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--val", type=int, metavar="N", help="hold out N training images and evaluate on them", **unsaid)
     what.add_argument("--synthetic", help="drawn pictures, which need no data", **switch)
     what.add_argument("--augment", help="flip=random, translate=2, cutout=8, mixup=0.2, cutmix=1.0", **pairs)
+    what.add_argument("--distill", help="teacher=NAME, share=0.5, temperature=2: learn its answers too", **pairs)
     how = train.add_argument_group("how (the defaults are the article's)")
     how.add_argument("--epochs", type=_positive, help="default: 20", **unsaid)
     how.add_argument("--batch-size", type=_positive, help="default: 64", **unsaid)

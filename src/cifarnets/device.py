@@ -1,6 +1,10 @@
 """Where the work runs."""
 
+import contextlib
+import ctypes
 import os
+import sys
+from collections.abc import Iterator
 
 import torch
 
@@ -28,6 +32,31 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
     if resolved.type == "cuda" and resolved.index is None:
         return torch.device("cuda", _cuda_index())
     return resolved
+
+
+@contextlib.contextmanager
+def reusing_memory(device: torch.device) -> Iterator[None]:
+    """Until the block ends, keep the memory of large tensors that are freed for those that come after them.
+
+    On Linux, the C library gives each block of more than 32 MB back to the system as soon as it is freed, and the next
+    one is then filled with zeros page by page. In the steps of a large batch on the CPU, that is a fifth of the time.
+    Elsewhere, and on other devices, this does nothing.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" and device.type == "cpu" else None
+    if mallopt is None:
+        yield
+        return
+    trim_threshold, mmap_threshold, mmap_max = -1, -3, -4  # malloc.h
+    mallopt(mmap_max, 0)
+    mallopt(trim_threshold, -1)
+    try:
+        yield
+    finally:
+        mallopt(mmap_max, 65536)
+        # What the C library's thresholds grow to by themselves, which they do no longer once they have been set.
+        mallopt(mmap_threshold, 32 * 2**20)
+        mallopt(trim_threshold, 64 * 2**20)
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _cuda_index() -> int:

@@ -100,7 +100,7 @@ def test_an_unknown_tag_gets_a_suggestion() -> None:
     for call in (
         lambda: load("convnet.cifar4"),
         lambda: models.create("convnet.cifar4", pretrained=True),
-        lambda: cifarnets.verification.verify(["convnet.cifar4"]),
+        lambda: cifarnets.verify(["convnet.cifar4"]),
     ):
         with pytest.raises(
             UnknownNameError, match=r"unknown weights 'convnet\.cifar4'\. Did you mean 'convnet\.cifar3'"

@@ -31,12 +31,15 @@ class BatchLoader:
             governs it.
         augment: What to do to training images; labels become float32 `[B, K]` where it mixes them.
         channels_last: Lay batches out as `[B, H, W, C]` in memory, as a Trainer of that setting wants them.
+        labels: Others than the dataset's: int64 `[N]`, or shares of the classes, float32 `[N, K]`, which batches then
+            have too; such as those of `cifarnets.training.soft_labels`.
 
     Attributes:
         epoch: How many passes have been started; set it to repeat one or to go on from one.
 
     Raises:
-        InputError: The dataset is empty, serves PIL images or has a transform; or `batch_size` is below 1.
+        InputError: The dataset is empty, serves PIL images or has a transform; `batch_size` is below 1; or there is not
+            one label for each image.
     """
 
     def __init__(
@@ -49,6 +52,7 @@ class BatchLoader:
         seed: int | None = None,
         augment: Augment | None = None,
         channels_last: bool = False,
+        labels: Tensor | None = None,
     ) -> None:
         source = as_image_dataset(dataset)
         if source.view == "pil" or source.transform is not None:
@@ -60,6 +64,12 @@ class BatchLoader:
             raise InputError(f"batch_size must be at least 1, not {batch_size}.")
         if not len(source) or (drop_last and len(source) < batch_size):
             raise InputError(f"{len(source)} images do not fill one batch of {batch_size}.")
+        given = source.labels if labels is None else labels
+        hard, soft = (len(source),), (len(source), len(source.classes))
+        if (given.dtype, tuple(given.shape)) not in ((torch.int64, hard), (torch.float32, soft)):
+            raise InputError(
+                f"labels must be int64 {list(hard)} or float32 {list(soft)}, not {given.dtype} {list(given.shape)}."
+            )
         self.dataset: ImageDataset = source
         self.batch_size = batch_size
         self.shuffle = shuffle
@@ -72,7 +82,7 @@ class BatchLoader:
         images = source.images.to(self.device)
         # In memory as the batches are to be, so that nothing is rearranged for each.
         self._images = (images.permute(0, 2, 3, 1) if channels_last else images).contiguous()
-        self._labels = source.labels.to(self.device)
+        self._labels = given.to(self.device)
         # For every number of an image, in the order of memory: one long line is faster than a plane a channel.
         area = images.shape[2] * images.shape[3]
         self._mean, self._std = (
@@ -118,9 +128,7 @@ class BatchLoader:
                 other = chosen.roll(1)[rank::size]
                 others = augmenter.blank(self._convert(augmenter.take(other)), other)
                 share = augmenter.mix(images, others, epoch, batch)
-                classes = len(self.dataset.classes)
-                labels = F.one_hot(labels, classes).float()
-                labels.lerp_(F.one_hot(self._labels.index_select(0, other), classes).float(), 1 - share)
+                labels = self._shares(labels).lerp(self._shares(self._labels.index_select(0, other)), 1 - share)
             yield self._view(images), labels, stop - start
 
     def state_dict(self) -> dict[str, int]:
@@ -151,6 +159,10 @@ class BatchLoader:
         if self.dataset.view == "normalized":
             lines.sub_(self._mean).div_(self._std)
         return unit
+
+    def _shares(self, labels: Tensor) -> Tensor:
+        """Labels as shares of the classes, `[B, K]`."""
+        return F.one_hot(labels, len(self.dataset.classes)).float() if labels.ndim == 1 else labels
 
     def _view(self, images: Tensor) -> Tensor:
         """A batch as `[B, C, H, W]`."""

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -155,7 +156,7 @@ def load(source: str | os.PathLike[str]) -> nn.Module:
         return _load_file(hub.fetch(source))
     if source in releases():
         return _load_release(source)
-    if source.partition(".")[0] in list_models() and not source.endswith(".safetensors") and not Path(source).exists():
+    if re.fullmatch(r"\w+(\.(?!safetensors|pth?|bin|ckpt)\w+)?", source) and not Path(source).exists():
         raise unknown_name("weights", source, releases())
     return _load_file(Path(source))
 

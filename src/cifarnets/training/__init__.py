@@ -11,6 +11,7 @@ from cifarnets.training.callbacks import (
     ProgressBar,
     TensorBoardLog,
 )
+from cifarnets.training.distillation import soft_labels
 from cifarnets.training.history import History
 from cifarnets.training.lr_finder import LRSearch, find_lr
 from cifarnets.training.optimizers import make_optimizer
@@ -40,4 +41,5 @@ __all__ = [
     "make_schedule",
     "reproduce",
     "run",
+    "soft_labels",
 ]

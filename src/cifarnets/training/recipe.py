@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cifarnets.atomic import write_atomic
 from cifarnets.datasets import Augment, BatchLoader, CIFAR10Normalized, SyntheticCIFAR10, cifar_subset, train_val_split
@@ -26,6 +26,7 @@ from cifarnets.models.registry import model_class
 from cifarnets.seeding import seed_everything
 from cifarnets.training import distributed
 from cifarnets.training.callbacks import EMA, Callback, Checkpoint, CSVLog
+from cifarnets.training.distillation import soft_labels
 from cifarnets.training.history import History
 from cifarnets.training.precision import Precision
 from cifarnets.training.trainer import Trainer
@@ -59,7 +60,7 @@ _KINDS: dict[tuple[type, ...], tuple[str, ...]] = {
     (int, float, type(None)): ("clip_norm", "ema", "minutes"),
     (bool,): ("drop_last", "decay_biases", "compile", "channels_last", "deterministic", "synthetic"),
     (list, tuple): ("classes", "seeds"),
-    (Mapping,): ("config", "optimizer_options", "schedule_options", "augment"),
+    (Mapping,): ("config", "optimizer_options", "schedule_options", "augment", "distill"),
 }
 """What the fields of a recipe may be."""
 
@@ -81,6 +82,7 @@ class Recipe:
         decay_biases: This and what follows down to `deterministic`: as the Trainer's.
         ema: Decay of the moving average of the weights that is evaluated and saved; None for the weights themselves.
         augment: Arguments of `Augment`; none for no augmentation.
+        distill: Arguments of `soft_labels`, such as the teacher; none for learning from the labels alone.
         tta: Test-time augmentation of the final evaluation on top of the plain one; see `evaluate`.
         seed: Of the initial weights, the order of the images, and everything else.
         val: Training images to hold out and evaluate after every epoch.
@@ -110,6 +112,7 @@ class Recipe:
     deterministic: bool = False
     ema: float | None = None
     augment: Mapping[str, Any] = field(default_factory=dict)
+    distill: Mapping[str, Any] = field(default_factory=dict)
     tta: TTA | None = None
     seed: int = 0
     val: int = 0
@@ -143,6 +146,18 @@ class Recipe:
             return Augment(**self.augment) if self.augment else None
         except TypeError as error:
             raise InputError(f"augment of a recipe does not take {dict(self.augment)}: {error}.") from error
+
+    def labels(self, dataset: ImageDataset, device: torch.device) -> Tensor | None:
+        """What to learn instead of the labels of a dataset; None for just them.
+
+        Raises:
+            InputError: `distill` has a key or a value that `soft_labels` does not take.
+            CifarNetsError: As `soft_labels` does.
+        """
+        try:
+            return soft_labels(dataset, **self.distill, device=device) if self.distill else None
+        except TypeError as error:
+            raise InputError(f"distill of a recipe does not take {dict(self.distill)}: {error}.") from error
 
     def dataset(self, train: bool, root: str | os.PathLike[str] | None = None) -> ImageDataset:
         """The training or test images of this recipe's classes."""
@@ -296,6 +311,7 @@ def run(
         seed=recipe.seed,
         augment=recipe.augmentation(),
         channels_last=layout,
+        labels=recipe.labels(parts["train"], device),
     )
     seed_everything(recipe.seed)
     model = create(recipe.model, **{"num_classes": len(train.classes), **recipe.config})

@@ -1,0 +1,101 @@
+"""A teacher's answers as labels."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from cifarnets import Trainer, evaluate, models, save
+from cifarnets.datasets import Augment, BatchLoader, ImageDataset
+from cifarnets.errors import InputError, UnknownNameError
+from cifarnets.evaluation import collect_logits
+from cifarnets.training import Recipe, run, soft_labels
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def teacher(synthetic3: ImageDataset) -> models.ConvNet:
+    model = models.create("convnet", num_classes=3)
+    Trainer(model, optimizer="adamw", lr=3e-3, progress=False).fit(BatchLoader(synthetic3, 32, True, seed=0), epochs=5)
+    return model.eval()
+
+
+def test_labels_are_mixed_with_the_softened_answers(teacher: models.ConvNet, synthetic3: ImageDataset) -> None:
+    logits, labels = collect_logits(teacher, BatchLoader(synthetic3, 1000), CPU, "mirror")
+    expected = 0.7 * F.one_hot(labels, 3) + 0.3 * (logits / 4).softmax(1)
+    found = soft_labels(synthetic3, teacher, 0.3, 4.0)
+    assert torch.allclose(found, expected, atol=1e-5)
+    assert torch.allclose(found.sum(1), torch.ones(len(found)))
+    assert torch.equal(soft_labels(synthetic3, teacher, share=0), F.one_hot(labels, 3).float())
+    plain, _ = collect_logits(teacher, BatchLoader(synthetic3, 1000), CPU)
+    assert torch.allclose(soft_labels(synthetic3, teacher, 1, 1, tta=None), plain.softmax(1), atol=1e-5)
+
+
+def test_the_loader_serves_them_in_the_order_of_the_images(teacher: models.ConvNet, synthetic3: ImageDataset) -> None:
+    soft = soft_labels(synthetic3, teacher)
+    loader = BatchLoader(synthetic3, 7, True, seed=3, labels=soft)
+    order = loader.order(0)
+    assert torch.equal(torch.cat([labels for _, labels in loader]), soft[order])
+    reversed_ = BatchLoader(synthetic3, 7, labels=2 - synthetic3.labels)
+    assert torch.equal(torch.cat([labels for _, labels in reversed_]), 2 - synthetic3.labels)
+
+
+def test_mixup_mixes_them_like_labels(synthetic3: ImageDataset) -> None:
+    hard = F.one_hot(synthetic3.labels, 3).float()
+    options = {"shuffle": True, "seed": 1, "augment": Augment(mixup=0.5)}
+    a = torch.cat([labels for _, labels in BatchLoader(synthetic3, 32, **options)])
+    b = torch.cat([labels for _, labels in BatchLoader(synthetic3, 32, labels=hard, **options)])
+    assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(
+    "labels", [torch.zeros(5, dtype=torch.long), torch.zeros(300), torch.zeros(300, 2), torch.zeros(300, 3).double()]
+)
+def test_labels_that_do_not_fit_the_images_are_refused(labels: torch.Tensor, synthetic3: ImageDataset) -> None:
+    with pytest.raises(InputError, match=r"labels must be int64 \[300\] or float32 \[300, 3\], not torch\."):
+        BatchLoader(synthetic3, labels=labels)
+
+
+def test_a_student_learns_from_a_teacher_alone(teacher: models.ConvNet, synthetic3: ImageDataset) -> None:
+    """What it learns is the teacher's answer, whatever the labels say."""
+    wrong = 2 - synthetic3.labels
+    other = BatchLoader(synthetic3, 32, True, seed=0, labels=soft_labels(synthetic3, teacher, share=1))
+    student = models.create("convnet", num_classes=3)
+    Trainer(student, optimizer="adamw", lr=3e-3, progress=False).fit(other, epochs=5)
+    theirs = evaluate(teacher, BatchLoader(synthetic3)).accuracy
+    assert theirs > 0.8
+    assert evaluate(student, BatchLoader(synthetic3)).accuracy > 0.8
+    assert evaluate(student, BatchLoader(synthetic3, labels=wrong)).accuracy < 0.5
+
+
+@pytest.mark.parametrize("numbers", [(1.5, 1.0), (-0.1, 1.0), (0.5, 0.0), (0.5, -1.0), (float("nan"), 1.0)])
+def test_numbers_out_of_range(numbers: tuple[float, float], teacher: models.ConvNet, synthetic3: ImageDataset) -> None:
+    with pytest.raises(InputError, match=r"share must be within 0\.\.1 and temperature above 0"):
+        soft_labels(synthetic3, teacher, *numbers)
+
+
+def test_a_teacher_of_other_classes_is_refused(synthetic3: ImageDataset) -> None:
+    with pytest.raises(InputError, match="are not those that the model was trained on"):
+        soft_labels(synthetic3, "convnet.cifar3")
+    with pytest.raises(InputError, match="the teacher has 10 outputs, and the images have 3 classes"):
+        soft_labels(synthetic3, models.create("convnet"))
+    with pytest.raises(UnknownNameError, match="unknown weights 'resnet20x'"):
+        soft_labels(synthetic3, "resnet20x")
+
+
+def test_it_is_part_of_a_recipe(tmp_path: Path) -> None:
+    data = Recipe("convnet", synthetic=True).dataset(True)
+    model = models.create("fcnet", widths=(8,))
+    Trainer(model, lr=0.1, progress=False).fit(BatchLoader(data, 64, True, seed=0), epochs=1)
+    path = str(save(model, tmp_path / "teacher.safetensors"))
+    recipe = Recipe("fcnet", config={"widths": (4,)}, epochs=1, synthetic=True, distill={"teacher": path, "share": 0.9})
+    soft, hard = (
+        run(r, tmp_path / str(i), progress=False) for i, r in enumerate([recipe, replace(recipe, distill={})])
+    )
+    assert soft.history[0]["loss"] != hard.history[0]["loss"]
+    assert soft.model.meta.training["distill"] == {"teacher": path, "share": 0.9}
+    with pytest.raises(InputError, match=r"distill of a recipe does not take .*warmth"):
+        run(replace(recipe, distill={"teacher": path, "warmth": 3}), tmp_path / "none")
