@@ -40,7 +40,7 @@ class Clock:
 
     def __enter__(self) -> "Clock":
         if DEVICE.type == "cuda":
-            self.events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
+            self.events: list[Any] = [torch.cuda.Event(enable_timing=True) for _ in range(2)]  # type: ignore[no-untyped-call]
             self.events[0].record()
         self.started = time.perf_counter()
         return self
@@ -155,7 +155,8 @@ def main() -> None:
         return
     recipe = load_recipe(options.recipe)
     recipe = replace(recipe, compile=options.compile, epochs=options.epochs or recipe.epochs)
-    train, test = CIFAR10Normalized(), CIFAR10Normalized(train=False).select(range(options.test_images))
+    train: ImageDataset = CIFAR10Normalized()
+    test = CIFAR10Normalized(train=False).select(range(options.test_images))
     if options.steps:
         recipe = replace(recipe, epochs=1, batch_size=100)
         train, options.seeds = train.select(range(options.steps * 100)), 1
