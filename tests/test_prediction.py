@@ -484,3 +484,14 @@ def test_features_of_a_layer_that_gives_no_tensor() -> None:
         features(Pair(), torch.rand(3, 32, 32), "recurrent", **constants)
     with pytest.raises(InputError, match="the layer 'unused' gives nothing, not a tensor"):
         features(Pair(), torch.rand(3, 32, 32), "unused", **constants)
+
+
+@pytest.mark.gpu
+def test_on_cuda_answers_are_those_of_the_cpu() -> None:
+    model, pictures = load("convnet.cifar3"), torch.rand(5, 3, 32, 32)
+    on_cpu, on_cuda = (predict(model, pictures, topk=3, device=device) for device in ("cpu", "cuda"))
+    for one, other in zip(on_cpu, on_cuda, strict=True):
+        assert dict(other) == pytest.approx(dict(one), abs=1e-2)
+    a, b = (features(model, pictures, "conv2", device=device) for device in ("cpu", "cuda"))
+    assert torch.allclose(a, b, atol=1e-2)
+    assert next(model.parameters()).device.type == "cpu"

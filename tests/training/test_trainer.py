@@ -1029,3 +1029,57 @@ def test_a_checkpoint_of_another_plan_is_refused(
     for other in (DataLoader(train, 16, shuffle=True), BatchLoader(train, 8, True, device="cpu")):
         with pytest.raises(InputError, match="is of a fit on another loader: 3 batches an epoch, not"):
             Trainer(net(), schedule="one_cycle", device="cpu").fit(other, epochs=1, resume=tmp_path)
+
+
+@pytest.fixture
+def _exact_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Float32 as the CPU has it: TensorFloat-32 rounds inputs to 10 bits."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("_exact_cuda")
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_on_cuda_a_short_fit_is_that_of_the_cpu(net: Net, train: ImageDataset, channels_last: bool) -> None:
+    histories = []
+    for device in ("cpu", "cuda"):
+        loader = BatchLoader(train, 16, True, device=device, seed=0, channels_last=channels_last)
+        trainer = Trainer(net(), lr=0.05, device=device, channels_last=channels_last, progress=False)
+        histories.append(trainer.fit(loader, epochs=2))
+    on_cpu, on_cuda = histories
+    assert on_cuda.column("loss") == pytest.approx(on_cpu.column("loss"), rel=1e-4)
+    assert on_cuda.column("accuracy") == pytest.approx(on_cpu.column("accuracy"), abs=0.02)
+
+
+@pytest.mark.gpu
+def test_on_cuda_a_resumed_fit_ends_as_if_never_stopped(net: Net, train: ImageDataset, tmp_path: Path) -> None:
+    class StopAt(Callback):
+        def on_batch_end(self, trainer: Trainer) -> None:
+            if trainer.epoch == 1 and trainer.batch == 3:
+                trainer.stop()
+
+    def fit(*callbacks: Callback, resume: Path | None = None) -> Trainer:
+        loader = BatchLoader(train, 16, True, device="cuda", seed=0)
+        trainer = Trainer(
+            net(), lr=0.05, device="cuda", deterministic=True, seed=0, callbacks=callbacks, progress=False
+        )
+        trainer.fit(loader, epochs=3, resume=resume)
+        return trainer
+
+    whole = fit()
+    fit(Checkpoint(tmp_path, every_batches=1), StopAt())
+    resumed = fit(Checkpoint(tmp_path), resume=tmp_path)
+    assert resumed.history.column("loss") == whole.history.column("loss")
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(resumed.model.state_dict()[name], tensor), name
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("_exact_cuda")
+def test_on_cuda_a_compiled_fit_learns_the_same(net: Net, train: ImageDataset) -> None:
+    losses = []
+    for compiled in (False, True):
+        loader = BatchLoader(train, 16, True, device="cuda", seed=0)
+        losses.append(Trainer(net(), lr=0.05, device="cuda", compile=compiled, progress=False).fit(loader, epochs=2))
+    assert losses[1].column("loss") == pytest.approx(losses[0].column("loss"), rel=1e-3)
