@@ -5,15 +5,24 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
+from pathlib import Path
 
 import torch
 
 
 def machine() -> str:
     """One line: what a reader needs to compare figures with theirs."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+    threads = f"{torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)}"
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{processor()}, {threads}"
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "cifarnets"))
     return f"{device}, {platform.system()} {platform.machine()}, Python {platform.python_version()}, {packages}"
+
+
+def processor() -> str:
+    """The CPU's own name where the system tells it, and the widest vectors that torch uses on it."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{(names or [platform.processor() or 'CPU'])[0]} ({torch.backends.cpu.get_cpu_capability()})"
 
 
 def take_turns(contenders: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:

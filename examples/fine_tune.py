@@ -11,25 +11,25 @@ from cifarnets import Trainer, evaluate
 from cifarnets.datasets import BatchLoader, CIFAR10Normalized, cifar_subset
 from cifarnets.models import create, info
 
+WEIGHTS = "convnet.cifar3"
 ANIMALS = ["bird", "cat", "frog", "horse"]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", default="convnet.cifar3", help="a name of `cifarnets list --pretrained`")
     parser.add_argument("--images", type=int, default=40, help="training images a class (default: 40)")
     parser.add_argument("--data-root", type=Path, help="the folder that holds cifar-10-batches-py")
     options = parser.parse_args()
 
     cifarnets.seed_everything(0)
-    facts = info(options.weights).release
+    facts = info(WEIGHTS).release
     assert facts is not None
     animals = cifar_subset(CIFAR10Normalized(options.data_root, mean=facts.mean, std=facts.std), ANIMALS)
     few = animals.select([i for c in range(len(ANIMALS)) for i in (animals.labels == c).nonzero()[: options.images, 0]])
     test = cifar_subset(CIFAR10Normalized(options.data_root, train=False, mean=facts.mean, std=facts.std), ANIMALS)
     loader = BatchLoader(few, batch_size=50, shuffle=True)
 
-    model = create(options.weights, pretrained=True, num_classes=len(ANIMALS))
+    model = create(WEIGHTS, pretrained=True, num_classes=len(ANIMALS))
     model.requires_grad_(False)
     list(model.children())[-1].requires_grad_(True)  # the head
     Trainer(model, lr=0.05).fit(loader, epochs=20)

@@ -1,5 +1,6 @@
 """Where the work runs: on this machine whatever it has, and with a pretended CUDA or MPS."""
 
+import ctypes
 import sys
 
 import pytest
@@ -99,10 +100,15 @@ def faults_of_a_large_tensor() -> int:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only glibc gives memory back after each operation")
-def test_freed_memory_is_kept_within_the_block_and_given_back_after_it() -> None:
-    pages = 128 * 2**20 // 4096
-    assert faults_of_a_large_tensor() > pages / 2
-    assert faults_of_a_large_tensor() > pages / 2  # again
+def test_freed_memory_is_kept_within_the_block_and_given_back_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    import resource
+
+    for name in ("MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES"):
+        monkeypatch.delenv(name, raising=False)
+    pages = 128 * 2**20 // resource.getpagesize()
+    faults_of_a_large_tensor()
+    if faults_of_a_large_tensor() < pages / 2:
+        pytest.skip("the system has huge pages, or another allocator")
     with reusing_memory(torch.device("cpu")):
         # Where something small comes to lie behind a freed block, the next one does not fit there.
         found = [faults_of_a_large_tensor() for _ in range(6)]
@@ -110,9 +116,20 @@ def test_freed_memory_is_kept_within_the_block_and_given_back_after_it() -> None
     assert faults_of_a_large_tensor() > pages / 2
     with reusing_memory(torch.device("cuda")):
         assert faults_of_a_large_tensor() > pages / 2
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "1000000")
+    with reusing_memory(torch.device("cpu")):  # somebody has settled it
+        assert faults_of_a_large_tensor() > pages / 2
 
 
 def test_where_the_c_library_cannot_do_so_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(name: object) -> object:
+        raise AssertionError("there is no C library to be asked")
+
+    monkeypatch.setattr(ctypes, "CDLL", refuse)
     monkeypatch.setattr(sys, "platform", "win32")
     with reusing_memory(torch.device("cpu")):
-        assert torch.ones(2).sum() == 2
+        pass
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: object())  # musl, bionic
+    with reusing_memory(torch.device("cpu")):
+        pass

@@ -461,6 +461,14 @@ def test_features_are_what_the_layer_answers_in_eval_mode() -> None:
     assert features(model, []).shape[0] == 0
 
 
+def test_features_before_a_layer_that_works_in_place() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True))
+    picture = torch.rand(3, 32, 32)
+    found = features(model, picture, "0", mean=(0, 0, 0), std=(1, 1, 1))
+    assert torch.allclose(found, model[0](picture), atol=1e-6)
+    assert found.min() < 0
+
+
 def test_features_of_an_unknown_layer_and_of_a_model_without_linear_layer() -> None:
     with pytest.raises(UnknownNameError, match=r"unknown layer 'conv3'\. Did you mean 'conv\d'\? Available: act1"):
         features(load("convnet.cifar3"), torch.rand(3, 32, 32), "conv3")

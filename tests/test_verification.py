@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from cifarnets import models
-from cifarnets.errors import UnknownNameError
+from cifarnets.errors import DataNotFoundError, UnknownNameError
 from cifarnets.verification import Check, verify
 from cifarnets.weights import index
 from cifarnets.weights.files import read_weights, write_weights
@@ -86,6 +86,30 @@ def test_missing_and_damaged_golden_logits_fail(weights_folder: Path) -> None:
     found = by_what(verify([NAME]))["golden logits"]
     assert found.passed is False
     assert "is not a whole safetensors file" in found.detail
+
+
+@pytest.mark.usefixtures("_no_data")
+@pytest.mark.parametrize("key", ["images", f"{NAME}.logits", f"{NAME}.predictions"])
+def test_golden_tensors_of_another_shape_fail(weights_folder: Path, key: str) -> None:
+    path = weights_folder / index.GOLDEN_FILE
+    tensors, header = read_weights(path)
+    tensors[key] = tensors[key][1:]
+    write_weights(path, tensors, {}, header["cifarnets"])
+    found = by_what(verify(NAME))["golden logits"]
+    assert (found.passed, found.detail) == (False, "golden.safetensors has tensors of other shapes.")
+
+
+def test_a_folder_without_data_that_was_named_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DataNotFoundError, match="there is no CIFAR-10 in"):
+        verify(NAME, tmp_path)
+
+
+def test_damaged_data_fails_the_check(tiny_root: Path) -> None:
+    for file in (tiny_root / "cifar-10-batches-py").iterdir():
+        file.write_bytes(b"damaged")
+    checks = by_what(verify(NAME, tiny_root))
+    assert checks["golden logits"].passed is True
+    assert checks["test images"].passed is False
 
 
 @pytest.mark.cifar10

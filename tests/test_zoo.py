@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import statistics
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -98,10 +99,15 @@ def test_calibration_and_augmented_accuracy_are_measured_again(name: str, real_r
 
 def test_runs_of_another_recipe_and_broken_off_runs_are_not_released(tmp_path: Path) -> None:
     recipe = load_recipe("convnet.cifar3")
-    (tmp_path / "run.json").write_text(json.dumps({"recipe": {"lr": 0.5, "seed": 0}}))
-    with pytest.raises(InputError, match="a run of another recipe: lr"):
+    ours = asdict(recipe)
+    for change, named in (({"lr": 0.5}, "lr"), ({"distill": {"teacher": "x"}}, "distill")):
+        (tmp_path / "run.json").write_text(json.dumps({"recipe": {**ours, **change}}))
+        with pytest.raises(InputError, match=f"a run of another recipe: {named}"):
+            zoo._seed_of(tmp_path, recipe)
+    (tmp_path / "run.json").write_text(json.dumps({"recipe": {"seed": 0}}))
+    with pytest.raises(InputError, match="a run of another recipe: classes, epochs"):
         zoo._seed_of(tmp_path, recipe)
-    (tmp_path / "run.json").write_text(json.dumps({"recipe": {"lr": recipe.lr, "seed": 0}}))
+    (tmp_path / "run.json").write_text(json.dumps({"recipe": {**ours, "seeds": [], "minutes": None}}))
     (tmp_path / "history.csv").write_text("epoch,loss\n1,0.5\n")
     with pytest.raises(InputError, match=r"is not whole: 1 of 100 epochs"):
         zoo._seed_of(tmp_path, recipe)

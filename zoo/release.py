@@ -13,9 +13,10 @@ import json
 import re
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +35,10 @@ from cifarnets.training import Recipe, load_recipe
 from cifarnets.training.recipe import write_json
 from cifarnets.version import __version__
 from cifarnets.weights.files import read_weights, write_weights
-from cifarnets.weights.index import FOLDER, GOLDEN_FILE, INDEX_FILE, sha256
+from cifarnets.weights.index import GOLDEN_FILE, INDEX_FILE, sha256
 
 ROOT = Path(__file__).resolve().parents[1]
+WEIGHTS = ROOT / "src" / "cifarnets" / "weights"
 LOGS = ROOT / "zoo" / "logs"
 SPEED_FILE = LOGS / "speed.json"
 PAGES = (ROOT / "README.md", ROOT / "docs" / "zoo.md")
@@ -52,18 +54,15 @@ def release(name: str, folders: Sequence[Path]) -> None:
     """
     recipe = load_recipe(name)
     runs = dict(sorted(_seed_of(folder, recipe) for folder in folders))
-    if tuple(runs) != tuple(recipe.seeds):
+    if tuple(runs) != tuple(recipe.seeds) or len(runs) != len(folders):
         raise InputError(f"the recipe {name!r} names the seeds {recipe.seeds}, and the runs have {tuple(runs)}.")
-    for seed, folder in runs.items():
-        write_atomic(LOGS / name / f"seed{seed}.csv", (folder / "history.csv").read_text())
-        evaluations = json.loads((folder / "evaluation.json").read_text())
-        write_atomic(LOGS / name / f"seed{seed}.json", json.dumps(evaluations) + "\n")
+    logs = {seed: json.loads((folder / "evaluation.json").read_text()) for seed, folder in runs.items()}
     seed, folder = next(iter(runs.items()))
     whole = load(folder / "model.safetensors")
+    with tempfile.TemporaryDirectory() as scratch:
+        model = load(save(whole, Path(scratch) / "half.safetensors", half=True))
     loader = BatchLoader(recipe.dataset(train=False), 1000, device=CPU, channels_last=True)
     expected, labels = collect_logits(whole, loader, CPU)
-    path = save(whole, FOLDER / f"{name}.safetensors", half=True)
-    model = load(path)
     logits, _ = collect_logits(model, loader, CPU)
     changed, gap = int((logits.argmax(1) != expected.argmax(1)).sum()), (logits - expected).abs().max().item()
     plain = measure(logits, labels)
@@ -75,14 +74,17 @@ def release(name: str, folders: Sequence[Path]) -> None:
     results = {
         "seed": seed,
         "seeds": list(runs),
-        **spread(name, recipe),
+        **spread(list(logs.values()), recipe.tta),
         "file_accuracy": plain.accuracy,
         "file_tta_accuracy": evaluate(model, loader, CPU, tta=recipe.tta).accuracy if recipe.tta else None,
         "file_ece": plain.ece,
         "predictions_sha256": sha256(predictions.numpy().tobytes()),
     }
     describe(model, results=results)
-    save(model, path, half=True)
+    save(model, WEIGHTS / f"{name}.safetensors", half=True)
+    for seed, folder in runs.items():
+        write_atomic(LOGS / name / f"seed{seed}.csv", (folder / "history.csv").read_text())
+        write_atomic(LOGS / name / f"seed{seed}.json", json.dumps(logs[seed]) + "\n")
     rebuild({name: predictions})
 
 
@@ -90,9 +92,10 @@ def _seed_of(folder: Path, recipe: Recipe) -> tuple[int, Path]:
     """The seed of a whole run of the recipe."""
     content = json.loads((folder / "run.json").read_text())["recipe"]
     seed = content["seed"]
-    # As JSON has it: tuples are lists there.
-    ours = json.loads(json.dumps(asdict(replace(recipe, seed=seed))))
-    wrong = [key for key, value in content.items() if key not in ("seeds", "minutes") and value != ours.get(key)]
+    # As JSON has it, where tuples are lists; a run of an earlier version lacks the fields that have come since.
+    ours, defaults = (json.loads(json.dumps(asdict(one))) for one in (replace(recipe, seed=seed), Recipe(recipe.model)))
+    telling = [field.name for field in fields(Recipe) if field.compare]
+    wrong = [key for key in telling if content.get(key, defaults[key]) != ours[key]]
     if wrong:
         raise InputError(f"{str(folder)!r} is a run of another recipe: {', '.join(wrong)}.")
     epochs = len((folder / "history.csv").read_text().splitlines()) - 1
@@ -101,15 +104,17 @@ def _seed_of(folder: Path, recipe: Recipe) -> tuple[int, Path]:
     return seed, folder
 
 
-def spread(name: str, recipe: Recipe) -> dict[str, Any]:
-    """Mean and standard deviation of the accuracy over the logged runs of a recipe."""
-    logs = [json.loads((LOGS / name / f"seed{seed}.json").read_text()) for seed in recipe.seeds]
+def spread(logs: Sequence[Mapping[str, Any]], tta: str | None) -> dict[str, Any]:
+    """Mean and standard deviation of the accuracy over the evaluations of several runs."""
     plain = [log["test"]["accuracy"] for log in logs]
-    found: dict[str, Any] = {"accuracy": statistics.mean(plain), "accuracy_std": _std(plain), "tta": recipe.tta}
-    augmented = [log[f"test ({recipe.tta})"]["accuracy"] for log in logs] if recipe.tta else []
-    found["tta_accuracy"] = statistics.mean(augmented) if augmented else None
-    found["tta_accuracy_std"] = _std(augmented)
-    return found
+    augmented = [log[f"test ({tta})"]["accuracy"] for log in logs] if tta else []
+    return {
+        "accuracy": statistics.mean(plain),
+        "accuracy_std": _std(plain),
+        "tta": tta,
+        "tta_accuracy": statistics.mean(augmented) if augmented else None,
+        "tta_accuracy_std": _std(augmented),
+    }
 
 
 def _std(values: Sequence[float]) -> float | None:
@@ -122,24 +127,24 @@ def rebuild(predictions: Mapping[str, Tensor] | None = None) -> None:
     Args:
         predictions: On the test images, of weights that are new; others have theirs already.
     """
-    write_weights(FOLDER / GOLDEN_FILE, golden(predictions or {}), {}, __version__)
+    write_weights(WEIGHTS / GOLDEN_FILE, golden(predictions or {}), {}, __version__)
     missing = weight_files().keys() - speeds()["milliseconds"].keys()
     if missing:
         measure_speed()
     index = build_index()
-    write_json(FOLDER / INDEX_FILE, index)
+    write_json(WEIGHTS / INDEX_FILE, index)
     for page in PAGES:
         write_atomic(page, with_table(page.read_text(encoding="utf-8"), index))
 
 
 def weight_files() -> dict[str, Path]:
     """All released weight files by name."""
-    return {path.stem: path for path in sorted(FOLDER.glob("*.safetensors")) if path.name != GOLDEN_FILE}
+    return {path.stem: path for path in sorted(WEIGHTS.glob("*.safetensors")) if path.name != GOLDEN_FILE}
 
 
 def golden(predictions: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A dozen drawn pictures, uint8 `[12, 3, 32, 32]`; the logits of all weights for them; test predictions."""
-    before = read_weights(FOLDER / GOLDEN_FILE)[0] if (FOLDER / GOLDEN_FILE).is_file() else {}
+    before = read_weights(WEIGHTS / GOLDEN_FILE)[0] if (WEIGHTS / GOLDEN_FILE).is_file() else {}
     tensors = {"images": before.get("images", SyntheticCIFAR10(train=False, size=12, seed=1).images)}
     for name, path in weight_files().items():
         model, meta = _load(path)
@@ -176,9 +181,9 @@ def measure_speed(rounds: int = 15) -> None:
                 models[name](images[:size])
                 if turn:
                     taken.append((time.perf_counter() - started) / size)
+    measured = f"{machine()}; medians of 15 and 4, in turns"
     torch.set_num_threads(threads)
     found = {key: round(statistics.median(taken) * 1000, 4) for key, taken in seconds.items()}
-    measured = f"{machine().replace(f'{threads} threads', '1 thread')}; medians of 15 and 4, in turns"
     content = {
         "measured": measured,
         "milliseconds": {name: found[name, 1] for name in models},

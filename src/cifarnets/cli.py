@@ -29,7 +29,6 @@ from cifarnets.training import ArticleLog, Recipe, Run, distributed, load_recipe
 from cifarnets.training.precision import Precision
 from cifarnets.training.recipe import recipe_name
 from cifarnets.training.schedules import SCHEDULES
-from cifarnets.verification import verify
 
 EXAMPLES = """\
 examples:
@@ -37,7 +36,7 @@ examples:
   cifarnets download                                   fetch CIFAR-10 (170 MB) once
   cifarnets list 'conv*'
   cifarnets list --pretrained --sort accuracy
-  cifarnets predict resnet20 plane.png ship.jpg --topk 3
+  cifarnets predict airbench94 plane.png ship.jpg --topk 3
   cifarnets verify                                     are the released weights what they are said to be?
   cifarnets train convnet --classes airplane,automobile,ship --epochs 100
   cifarnets train --recipe convnet.cifar3 --seed 1
@@ -92,7 +91,8 @@ def _list(options: argparse.Namespace) -> None:
     if options.json:
         _print_json([asdict(model) for model in found])
     elif not found:
-        raise InputError(f"nothing matches {options.pattern!r} within these limits; `cifarnets list` shows all.")
+        everything = "cifarnets list --pretrained" if options.pretrained else "cifarnets list"
+        raise InputError(f"nothing matches {options.pattern!r} within these limits; `{everything}` shows all.")
     for model in [] if options.json else found:
         start = f"{model.name:<20} {model.parameters:>10,} parameters  "
         if options.pretrained and model.release is not None:
@@ -136,15 +136,17 @@ def _info(options: argparse.Namespace) -> None:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    checks = verify(options.names, options.data_root, options.device)
+    checks = []
+    for name in options.names or cifarnets.models.list_models(pretrained=True):
+        for check in cifarnets.verify(name, options.data_root, options.device):
+            checks.append(check)
+            verdict = {True: "ok", False: "FAILED", None: "-"}[check.passed]
+            if not options.json:
+                print(f"{check.name:<16} {check.what:<14} {verdict:<7} {check.detail}", flush=True)
     failed = [check for check in checks if check.passed is False]
     if options.json:
         _print_json([asdict(check) for check in checks])
-        return int(bool(failed))
-    for check in checks:
-        verdict = {True: "ok", False: "FAILED", None: "-"}[check.passed]
-        print(f"{check.name:<16} {check.what:<14} {verdict:<7} {check.detail}")
-    if failed:
+    elif failed:
         print(f"{len(failed)} of {len(checks)} checks failed.", file=sys.stderr)
     return int(bool(failed))
 

@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import os
 import sys
+import threading
 from collections.abc import Iterator
 
 import torch
@@ -40,10 +41,14 @@ def reusing_memory(device: torch.device) -> Iterator[None]:
 
     On Linux, the C library gives each block of more than 32 MB back to the system as soon as it is freed, and the next
     one is then filled with zeros page by page. In the steps of a large batch on the CPU, that is a fifth of the time.
-    Elsewhere, and on other devices, this does nothing.
+    Elsewhere, on other devices, in other threads than the main one, and where the environment has settings for the C
+    library's memory already, this does nothing.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" and device.type == "cpu" else None
-    if mallopt is None:
+    settled = {"MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES"}
+    main = threading.current_thread() is threading.main_thread()
+    library = ctypes.CDLL(None) if sys.platform == "linux" and device.type == "cpu" and main else None
+    mallopt, malloc_trim = (getattr(library, name, None) for name in ("mallopt", "malloc_trim"))
+    if mallopt is None or malloc_trim is None or settled & os.environ.keys():
         yield
         return
     trim_threshold, mmap_threshold, mmap_max = -1, -3, -4  # malloc.h
@@ -56,7 +61,7 @@ def reusing_memory(device: torch.device) -> Iterator[None]:
         # What the C library's thresholds grow to by themselves, which they do no longer once they have been set.
         mallopt(mmap_threshold, 32 * 2**20)
         mallopt(trim_threshold, 64 * 2**20)
-        ctypes.CDLL(None).malloc_trim(0)
+        malloc_trim(0)
 
 
 def _cuda_index() -> int:

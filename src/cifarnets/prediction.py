@@ -128,7 +128,8 @@ def features(
     target, seen = resolve_device(device), []
 
     def note(_: nn.Module, arguments: tuple[Any, ...], output: Any = None) -> None:
-        seen.append(arguments[0] if layer is None else output)
+        found = arguments[0] if layer is None else output
+        seen.append(found.clone() if isinstance(found, Tensor) else found)  # the next layer may work in place
 
     handle = linear[-1].register_forward_pre_hook(note) if layer is None else layers[layer].register_forward_hook(note)
     try:
@@ -138,8 +139,8 @@ def features(
         handle.remove()
     if not seen or not isinstance(seen[-1], Tensor):
         raise InputError(f"the layer {layer!r} gives {type(seen[-1]).__name__ if seen else 'nothing'}, not a tensor.")
-    found: Tensor = seen[-1].float().cpu()
-    return found[0] if single else found
+    answer: Tensor = seen[-1].float().cpu()
+    return answer[0] if single else answer
 
 
 def _inputs(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from cifarnets.datasets import BatchLoader, CIFAR10Normalized, cifar10, cifar_subset, normalize
 from cifarnets.device import resolve_device
-from cifarnets.errors import CifarNetsError, WeightsError, unknown_name
+from cifarnets.errors import CifarNetsError, DataNotFoundError, WeightsError, unknown_name
 from cifarnets.evaluation import collect_logits
 from cifarnets.models.factory import load
 from cifarnets.weights import index
@@ -38,7 +38,7 @@ class Check:
 
 
 def verify(
-    names: Sequence[str] = (), root: str | os.PathLike[str] | None = None, device: str | torch.device = "cpu"
+    names: str | Sequence[str] = (), root: str | os.PathLike[str] | None = None, device: str | torch.device = "cpu"
 ) -> list[Check]:
     """Check released weights: every byte, the logits of a dozen pictures, and the test images where they are.
 
@@ -55,8 +55,12 @@ def verify(
 
     Raises:
         UnknownNameError: There are no weights of that name.
+        DataNotFoundError: `root` was given, and CIFAR-10 is not there.
     """
     known = releases()
+    names = [names] if isinstance(names, str) else names
+    if root is not None and not cifar10.is_complete(cifar10.data_root(root)):
+        raise DataNotFoundError(f"there is no CIFAR-10 in {str(root)!r}, the folder that holds {cifar10.FOLDER!r}.")
     for name in names:
         if name not in known:
             raise unknown_name("weights", name, known)
@@ -78,11 +82,17 @@ def _checks(release: Release, root: str | os.PathLike[str] | None, device: torch
         return [file, Check(release.name, "golden logits", False, str(error))]
     except KeyError as error:
         return [file, Check(release.name, "golden logits", False, f"{index.GOLDEN_FILE} lacks {error}.")]
+    wanted = [(12, 3, 32, 32), (12, len(release.classes)), (1000 * len(release.classes),)]
+    if [tuple(tensor.shape) for tensor in (images, logits, predictions)] != wanted:
+        return [file, Check(release.name, "golden logits", False, f"{index.GOLDEN_FILE} has tensors of other shapes.")]
     checks = [file, _check_logits(release, model, images, logits, device)]
     if not cifar10.is_complete(cifar10.data_root(root)):
         missing = "not looked at: CIFAR-10 is not here (`cifarnets download`, or CIFARNETS_DATA)"
         return [*checks, Check(release.name, "test images", None, missing)]
-    return [*checks, _check_accuracy(release, model, predictions, root, device)]
+    try:
+        return [*checks, _check_accuracy(release, model, predictions, root, device)]
+    except CifarNetsError as error:  # of a damaged data file, say
+        return [*checks, Check(release.name, "test images", False, str(error))]
 
 
 def _check_logits(release: Release, model: nn.Module, images: Tensor, expected: Tensor, device: torch.device) -> Check:
@@ -113,6 +123,6 @@ def predict_test_images(
 ) -> tuple[Tensor, Tensor]:
     """The classes that a model answers for all test images of its classes, and the labels, int64 `[N]`."""
     full = CIFAR10Normalized(root, train=False, mean=release.mean, std=release.std)
-    batches = BatchLoader(cifar_subset(full, release.classes), 1000, device=device, channels_last=True)
+    batches = BatchLoader(cifar_subset(full, release.classes), 1000, device=device, channels_last=True, seed=0)
     logits, labels = collect_logits(model, batches, device)
     return logits.argmax(1), labels

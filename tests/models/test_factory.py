@@ -6,7 +6,10 @@ import json
 import os
 import pickle
 import re
+import shutil
 import struct
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -93,7 +96,7 @@ class TestCreate:
             ({"depth": 3}, "unexpected keyword argument 'depth'"),
             ({"widths": 16}, "cannot be built from {'widths': 16}"),
             ({"hidden": "many"}, "cannot be built from {'hidden': 'many'}"),
-            ({"num_classes": -1}, "negative dimension"),
+            ({"hidden": -1}, "negative dimension"),
             ({"hidden": 2**70}, "cannot be built"),
             ({"widths": {"first": 1, "second": 2}}, "cannot be built"),
         ],
@@ -629,3 +632,54 @@ def test_half_files_are_half_as_large_and_load_as_float32(tmp_path: Path) -> Non
     images = torch.rand(4, 3, 32, 32)
     assert load(half)(images).dtype == torch.float32
     assert torch.allclose(load(half)(images), model(images), atol=1e-2)
+
+
+@pytest.mark.parametrize("number", [0, -1, 2.0, True, "3"])
+def test_a_number_of_classes_is_a_whole_number(number: Any) -> None:
+    for pretrained in (False, True):
+        with pytest.raises(InputError, match="num_classes must be a whole number of at least 1"):
+            models.create(NAME, pretrained=pretrained, num_classes=number)
+
+
+def test_a_header_of_more_layers_than_tensors_is_refused_at_once(tmp_path: Path) -> None:
+    """Building them first would take minutes."""
+    path = tmp_path / "deep.safetensors"
+    header = {"architecture": "fcnet", "config": {"num_classes": 10, "in_channels": 3, "widths": [1] * 100_000}}
+    entries = {**header, "classes": None, "mean": None, "std": None, "training": {}}
+    path.write_bytes(
+        to_safetensors({"x": torch.zeros(1)}, {"cifarnets": "1", **{k: json.dumps(v) for k, v in entries.items()}})
+    )
+    with pytest.raises(WeightsError, match="tells of more layers than the file has tensors"):
+        load(path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("mean", [10**400] * 3), ("std", [0, 0, 0]), ("std", [1, 1, -1]), ("mean", [float("nan")] * 3)]
+)
+def test_constants_that_cannot_be_are_refused(key: str, value: list[float], tmp_path: Path) -> None:
+    model = models.create("fcnet", widths=(1,))
+    entries = {**vars(model.meta), key: value}
+    path = tmp_path / "odd.safetensors"
+    path.write_bytes(
+        to_safetensors(model.state_dict(), {"cifarnets": "1", **{k: json.dumps(v) for k, v in entries.items()}})
+    )
+    with pytest.raises(WeightsError, match="is incomplete or damaged"):
+        load(path)
+
+
+def test_a_zipped_package_has_its_weights(tmp_path: Path) -> None:
+    package = Path(models.__file__).parents[1]
+    archive = shutil.make_archive(str(tmp_path / "zipped"), "zip", package.parent, "cifarnets")
+    code = "import cifarnets; print(cifarnets.__file__); print(cifarnets.load('convnet.cifar3').meta.classes)"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": archive},
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    first, second = done.stdout.splitlines()
+    assert "zipped.zip" in first
+    assert second == "('airplane', 'automobile', 'ship')"

@@ -71,7 +71,38 @@ def test_a_student_learns_from_a_teacher_alone(teacher: models.ConvNet, syntheti
     assert evaluate(student, BatchLoader(synthetic3, labels=wrong)).accuracy < 0.5
 
 
-@pytest.mark.parametrize("numbers", [(1.5, 1.0), (-0.1, 1.0), (0.5, 0.0), (0.5, -1.0), (float("nan"), 1.0)])
+def test_the_teacher_sees_images_as_it_was_trained_on_them(teacher: models.ConvNet, synthetic3: ImageDataset) -> None:
+    expected = soft_labels(synthetic3, teacher)
+    for options in ({"view": "unit"}, {"mean": (0.1, 0.2, 0.3), "std": (0.5, 0.5, 0.5)}):
+        other = ImageDataset(synthetic3.images, synthetic3.labels, synthetic3.classes, **options)
+        assert torch.equal(soft_labels(other, teacher), expected)
+
+
+def test_a_teacher_that_answers_nan_and_what_is_no_teacher(teacher: models.ConvNet, synthetic3: ImageDataset) -> None:
+    with pytest.raises(InputError, match="a teacher is a model, a name or a path, not 5"):
+        soft_labels(synthetic3, 5)  # type: ignore[arg-type]
+    teacher.fc2.bias.data[0] = float("nan")
+    with pytest.raises(InputError, match="answers NaN or infinity"):
+        soft_labels(synthetic3, teacher)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (torch.full((300,), 3), "labels must be 0 … 2"),
+        (torch.full((300,), -1), "labels must be 0 … 2"),
+        (torch.full((300, 3), float("nan")), "shares finite and not negative"),
+        (torch.full((300, 3), -0.1), "shares finite and not negative"),
+    ],
+)
+def test_labels_that_mean_no_class_are_refused(labels: torch.Tensor, message: str, synthetic3: ImageDataset) -> None:
+    with pytest.raises(InputError, match=message):
+        BatchLoader(synthetic3, labels=labels)
+
+
+@pytest.mark.parametrize(
+    "numbers", [(1.5, 1.0), (-0.1, 1.0), (0.5, 0.0), (0.5, -1.0), (float("nan"), 1.0), (None, 1.0)]
+)
 def test_numbers_out_of_range(numbers: tuple[float, float], teacher: models.ConvNet, synthetic3: ImageDataset) -> None:
     with pytest.raises(InputError, match=r"share must be within 0\.\.1 and temperature above 0"):
         soft_labels(synthetic3, teacher, *numbers)
@@ -82,8 +113,8 @@ def test_a_teacher_of_other_classes_is_refused(synthetic3: ImageDataset) -> None
         soft_labels(synthetic3, "convnet.cifar3")
     with pytest.raises(InputError, match="the teacher has 10 outputs, and the images have 3 classes"):
         soft_labels(synthetic3, models.create("convnet"))
-    with pytest.raises(UnknownNameError, match="unknown weights 'resnet20x'"):
-        soft_labels(synthetic3, "resnet20x")
+    with pytest.raises(UnknownNameError, match=r"unknown weights 'convnet\.x'"):
+        soft_labels(synthetic3, "convnet.x")
 
 
 def test_it_is_part_of_a_recipe(tmp_path: Path) -> None:
@@ -97,5 +128,8 @@ def test_it_is_part_of_a_recipe(tmp_path: Path) -> None:
     )
     assert soft.history[0]["loss"] != hard.history[0]["loss"]
     assert soft.model.meta.training["distill"] == {"teacher": path, "share": 0.9}
-    with pytest.raises(InputError, match=r"distill of a recipe does not take .*warmth"):
-        run(replace(recipe, distill={"teacher": path, "warmth": 3}), tmp_path / "none")
+    with pytest.raises(InputError, match=r"distill of a recipe does not take warmth, but share, teacher"):
+        replace(recipe, distill={"teacher": path, "warmth": 3})
+    for nobody in ({"share": 0.5}, {"teacher": 5}):
+        with pytest.raises(InputError, match="distill of a recipe must name a teacher"):
+            replace(recipe, distill=nobody)

@@ -26,6 +26,8 @@ def test_every_release_has_a_recipe_and_a_registered_model() -> None:
         assert release.seed == release.seeds[0]  # the first, not the best
         assert recipe.tta == release.tta
         assert recipe.minutes
+        if "." not in name:  # so that create(name) and info(name) speak of the same model
+            assert models.create(name).meta.config == models.load(name).meta.config
 
 
 def test_all_weights_together_stay_below_what_a_wheel_should_weigh() -> None:
@@ -122,3 +124,11 @@ def test_a_file_beside_us_of_such_a_name_is_reached_as_a_path(tmp_path: Path, mo
     assert load(Path("convnet.cifar3")).meta.architecture == "fcnet"
     cifarnets.save(models.create("fcnet", widths=(4,)), "convnet.mine")
     assert load("convnet.mine").meta.architecture == "fcnet"
+
+
+def test_a_fresh_model_needs_no_index(weights_folder: Path, tmp_path: Path) -> None:
+    (weights_folder / "index.json").unlink()
+    releases.cache_clear()
+    model = models.create("fcnet", widths=(4,))
+    assert load(cifarnets.save(model, tmp_path / "mine.safetensors")).meta == model.meta
+    assert load(str(tmp_path / "mine.safetensors")).meta == model.meta

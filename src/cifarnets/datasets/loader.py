@@ -1,6 +1,7 @@
 """Batches straight from memory."""
 
 import copy
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -64,12 +65,15 @@ class BatchLoader:
             raise InputError(f"batch_size must be at least 1, not {batch_size}.")
         if not len(source) or (drop_last and len(source) < batch_size):
             raise InputError(f"{len(source)} images do not fill one batch of {batch_size}.")
-        given = source.labels if labels is None else labels
+        given = source.labels if labels is None else torch.as_tensor(labels)
         hard, soft = (len(source),), (len(source), len(source.classes))
         if (given.dtype, tuple(given.shape)) not in ((torch.int64, hard), (torch.float32, soft)):
             raise InputError(
                 f"labels must be int64 {list(hard)} or float32 {list(soft)}, not {given.dtype} {list(given.shape)}."
             )
+        beyond = len(source.classes) if given.ndim == 1 else math.inf
+        if not ((given >= 0) & (given < beyond)).all():  # nor NaN
+            raise InputError(f"labels must be 0 … {len(source.classes) - 1}, and shares finite and not negative.")
         self.dataset: ImageDataset = source
         self.batch_size = batch_size
         self.shuffle = shuffle

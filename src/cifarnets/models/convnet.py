@@ -20,7 +20,9 @@ Pool = Literal["max", "avg"]
 
 @register("convnet")
 class ConvNet(nn.Module):
-    """Convolutional net of the article, step 16: two convolutions, two poolings, two linear layers; 18,354 parameters.
+    """Convolutional net of the article, step 16: two convolutions, two poolings, two linear layers.
+
+    With ten outputs there are 18,354 parameters.
 
     Args:
         num_classes: Outputs.

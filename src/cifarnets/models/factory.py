@@ -2,9 +2,11 @@
 
 import json
 import logging
+import math
 import os
 import re
 from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +56,14 @@ def create(
     """
     sizes = {"num_classes": num_classes, "in_channels": in_channels}
     given = {key: value for key, value in sizes.items() if value is not None} | config
+    for key, value in sizes.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise InputError(f"{key} must be a whole number of at least 1, not {value!r}.")
+    if not pretrained and (name in list_models() or name not in releases()):
+        return build(name, given)
     known = releases()
     if not pretrained:
-        if name in known and name not in list_models():
-            name, given = known[name].architecture, {**known[name].config, **given}
-        return build(name, given)
+        return build(known[name].architecture, {**known[name].config, **given})
     if name not in known:
         model_class(name.partition(".")[0])  # a misspelt architecture is the likelier mistake
         raise unknown_name("weights", name, known)
@@ -154,17 +159,19 @@ def load(source: str | os.PathLike[str]) -> nn.Module:
         return _load_file(Path(source))
     if source.startswith(hub.SCHEME):
         return _load_file(hub.fetch(source))
-    if source in releases():
-        return _load_release(source)
-    if re.fullmatch(r"\w+(\.(?!safetensors|pth?|bin|ckpt)\w+)?", source) and not Path(source).exists():
-        raise unknown_name("weights", source, releases())
+    if re.fullmatch(r"[\w.]+", source) and not source.endswith(".safetensors"):
+        if source in releases():
+            return _load_release(source)
+        if get_close_matches(source.partition(".")[0], list_models()) and not Path(source).exists():
+            raise unknown_name("weights", source, releases())
     return _load_file(Path(source))
 
 
 def _load_release(name: str) -> nn.Module:
     """Released weights, if they are what the index says."""
     release = releases()[name]
-    model = _load_file(checked_file(release))
+    with checked_file(release) as path:
+        model = _load_file(path)
     meta = get_meta(model)
     assert meta is not None
     found = {**vars(meta), "parameters": sum(p.numel() for p in model.parameters())}
@@ -190,6 +197,9 @@ def _load_file(path: Path) -> nn.Module:
             f"{str(path)!r} holds a {meta.architecture!r}, which this version of cifarnets ({__version__}) does not "
             f"know (the file was written by {header['cifarnets']}). Known: {', '.join(list_models())}."
         )
+    if any(len(value) > len(tensors) for value in meta.config.values() if isinstance(value, tuple)):
+        # A long list makes a deep model, which takes its time; but each of its layers has a tensor here.
+        raise WeightsError(f"the header of {str(path)!r} tells of more layers than the file has tensors.")
     try:
         if faults := _misfits(meta, tensors):
             raise WeightsError(f"the tensors of {str(path)!r} do not fit the model: {faults}.")
@@ -207,7 +217,10 @@ def _load_file(path: Path) -> nn.Module:
 
 def _read_meta(path: Path, header: dict[str, Any]) -> Meta:
     def numbers(key: str) -> tuple[float, ...] | None:
-        return None if header[key] is None else tuple(map(float, header[key]))
+        values = None if header[key] is None else tuple(map(float, header[key]))
+        if values and not (all(map(math.isfinite, values)) and (key == "mean" or min(values) > 0)):
+            raise ValueError(f"{key} {values}")
+        return values
 
     try:
         return Meta(
@@ -219,7 +232,7 @@ def _read_meta(path: Path, header: dict[str, Any]) -> Meta:
             training=dict(header["training"]),
             results=dict(header.get("results", {})),  # files of earlier versions have none
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise WeightsError(f"the header of {str(path)!r} is incomplete or damaged ({error!r}).") from error
 
 

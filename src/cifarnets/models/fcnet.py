@@ -9,7 +9,9 @@ from cifarnets.models.registry import register
 
 @register("fcnet")
 class FCNet(nn.Sequential):
-    """Fully connected net of the article, step 8: 3072-1024-512-128-10 with tanh between; 3,738,506 parameters.
+    """Fully connected net of the article, step 8: 3072-1024-512-128-10 with tanh between.
+
+    With ten outputs there are 3,738,506 parameters.
 
     Args:
         num_classes: Outputs.

@@ -155,7 +155,7 @@ def list_models(
         max_params: Leave out those with more parameters.
         max_macs: Leave out those with more multiply-adds an image.
         sort: By `"name"`; by `"parameters"` or `"macs"`, the smallest first; or, released weights only, by
-            `"accuracy"`, the best first.
+            `"accuracy"`, the best first, those of the most classes before others.
 
     Raises:
         InputError: There is no such order.
@@ -178,7 +178,7 @@ def list_models(
         "name": lambda name: name,
         "parameters": lambda name: facts[name].parameters,
         "macs": lambda name: facts[name].macs,
-        "accuracy": lambda name: -facts[name].accuracy,
+        "accuracy": lambda name: (-len(facts[name].classes), -facts[name].accuracy),
     }
     return sorted(within, key=orders[sort])
 
@@ -199,8 +199,8 @@ def info(name: str) -> ModelInfo:
     release = releases().get(name)
     if name not in _MODELS and release is None:
         raise unknown_name("weights" if "." in name else "model", name, releases() if "." in name else _MODELS)
-    cls = model_class(name if release is None else release.architecture)
-    model = skeleton(*((name, {}) if release is None else (release.architecture, release.config)))
+    architecture, config = (name, {}) if name in _MODELS or release is None else (release.architecture, release.config)
+    cls, model = model_class(architecture), skeleton(architecture, config)
     description = (inspect.getdoc(cls) or "").partition("\n")[0]
     parameters = sum(p.numel() for p in model.parameters())
     return ModelInfo(name, description, dict(model.meta.config), parameters, release)  # type: ignore[union-attr, arg-type]

@@ -50,6 +50,8 @@ TRAINER_FIELDS = (
     "seed",
 )
 """The fields of a recipe that are arguments of the Trainer."""
+DISTILL_FIELDS = ("share", "teacher", "temperature", "tta")
+"""The keys of `distill`: arguments of `soft_labels`."""
 
 
 _KINDS: dict[tuple[type, ...], tuple[str, ...]] = {
@@ -135,6 +137,12 @@ class Recipe:
             if getattr(self, name) not in known:
                 raise InputError(f"{name} of a recipe must be one of {known}, not {getattr(self, name)!r}.")
         self.augmentation()
+        if strange := sorted(self.distill.keys() - DISTILL_FIELDS):
+            raise InputError(
+                f"distill of a recipe does not take {', '.join(strange)}, but {', '.join(DISTILL_FIELDS)}."
+            )
+        if self.distill and not isinstance(self.distill.get("teacher"), str):
+            raise InputError(f"distill of a recipe must name a teacher, not {self.distill.get('teacher')!r}.")
 
     def augmentation(self) -> Augment | None:
         """What to do to training images; None for nothing.
@@ -151,13 +159,9 @@ class Recipe:
         """What to learn instead of the labels of a dataset; None for just them.
 
         Raises:
-            InputError: `distill` has a key or a value that `soft_labels` does not take.
             CifarNetsError: As `soft_labels` does.
         """
-        try:
-            return soft_labels(dataset, **self.distill, device=device) if self.distill else None
-        except TypeError as error:
-            raise InputError(f"distill of a recipe does not take {dict(self.distill)}: {error}.") from error
+        return soft_labels(dataset, **self.distill, device=device) if self.distill else None
 
     def dataset(self, train: bool, root: str | os.PathLike[str] | None = None) -> ImageDataset:
         """The training or test images of this recipe's classes."""
@@ -302,17 +306,6 @@ def run(
         parts["train"], parts["val"] = train_val_split(train, recipe.val, recipe.seed)
     layout = recipe.channels_last
     loaders = {name: BatchLoader(part, 1000, device=device, channels_last=layout) for name, part in parts.items()}
-    shuffled = BatchLoader(
-        parts["train"],
-        recipe.batch_size,
-        shuffle=True,
-        drop_last=recipe.drop_last,
-        device=device,
-        seed=recipe.seed,
-        augment=recipe.augmentation(),
-        channels_last=layout,
-        labels=recipe.labels(parts["train"], device),
-    )
     seed_everything(recipe.seed)
     model = create(recipe.model, **{"num_classes": len(train.classes), **recipe.config})
     prepare: Any = getattr(model, "prepare", None)
@@ -331,6 +324,17 @@ def run(
         if not starts:
             _claim(folder)
         write_json(folder / RUN_FILE, {"recipe": asdict(recipe), "starts": [*starts, _circumstances(trainer)]})
+    shuffled = BatchLoader(
+        parts["train"],
+        recipe.batch_size,
+        shuffle=True,
+        drop_last=recipe.drop_last,
+        device=device,
+        seed=recipe.seed,
+        augment=recipe.augmentation(),
+        channels_last=layout,
+        labels=recipe.labels(parts["train"], device),
+    )
     history = trainer.fit(shuffled, loaders.get("val"), recipe.epochs, resume=folder if starts else None)
     trained = trainer.eval_model.eval()
     describe(trained, training={**asdict(recipe), "epochs": trainer.epoch})

@@ -1,16 +1,18 @@
 """The released weights: what is known of each, and the way to its file. Knows no model."""
 
+import contextlib
 import functools
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from cifarnets.errors import WeightsError
 
-FOLDER = Path(__file__).parent
+FOLDER: Any = resources.files("cifarnets.weights")
 INDEX_FILE = "index.json"
 GOLDEN_FILE = "golden.safetensors"
 
@@ -104,23 +106,25 @@ def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def checked_file(release: Release) -> Path:
-    """The file of released weights, after a look at every byte of it.
+@contextlib.contextmanager
+def checked_file(release: Release) -> Iterator[Path]:
+    """The file of released weights, after a look at every byte of it; within the block, for a package may be zipped.
 
     Raises:
         WeightsError: It is missing, or not the one that was released.
     """
-    path = FOLDER / release.file
+    source = FOLDER / release.file
     try:
-        found = sha256(path.read_bytes())
+        found = sha256(source.read_bytes())
     except OSError as error:
         raise WeightsError(
-            f"cannot read the released weights {release.name!r} in {str(path)!r}: {error.strerror}. "
+            f"cannot read the released weights {release.name!r} in {str(source)!r}: {error.strerror or error}. "
             "Install cifarnets again."
         ) from error
     if found != release.sha256:
         raise WeightsError(
-            f"{str(path)!r} is not the file that was released as {release.name!r}: its SHA-256 is {found}, and the "
+            f"{str(source)!r} is not the file that was released as {release.name!r}: its SHA-256 is {found}, and the "
             f"index says {release.sha256}. Install cifarnets again."
         )
-    return path
+    with resources.as_file(source) as path:
+        yield path
