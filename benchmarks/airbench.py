@@ -19,7 +19,6 @@ import torch.nn.functional as F
 from benchmarks._side_by_side import machine
 from cifarnets import Trainer, seed_everything
 from cifarnets.datasets import Augment, BatchLoader, CIFAR10Normalized
-from cifarnets.device import reusing_memory
 from cifarnets.models import create, summary
 from cifarnets.training import load_recipe
 from cifarnets.training.muon import ConvMuon
@@ -98,8 +97,7 @@ def ours(dataset: CIFAR10Normalized, batch: int) -> Callable[[], None]:
         if images is None or labels is None:
             again = iter(loader)
             images, labels = next(again)
-        with reusing_memory(DEVICE):  # as in a fit, where it is not given up after each step
-            trainer.run_batch(images, labels, len(labels))
+        trainer.run_batch(images, labels, len(labels))
         wait()
 
     return step

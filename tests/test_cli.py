@@ -206,7 +206,7 @@ class TestWords:
             assert re.search(rf"^    {name} +\w+", printed, re.MULTILINE)
         assert "Exit status: 0 success, 1 failure, 2 bad usage, 130 interrupted" in printed
         examples = [re.split(r"  +", line.strip())[0] for line in cli.EXAMPLES.splitlines() if "  cifarnets" in line]
-        assert len(examples) == 7
+        assert len(examples) == 10
         for example in examples:
             assert example in printed
             cli._parser().parse_args([word.strip("'") for word in example.split()[1:]])

@@ -1,12 +1,14 @@
 """Where the work runs: on this machine whatever it has, and with a pretended CUDA or MPS."""
 
-import ctypes
+import os
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
-from cifarnets.device import resolve_device, reusing_memory
+from cifarnets.device import resolve_device
 from cifarnets.errors import InputError
 
 
@@ -90,46 +92,20 @@ def test_real_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
         assert torch.zeros(1, device=resolve_device(name)).device == resolve_device(name)
 
 
-def faults_of_a_large_tensor() -> int:
-    """Pages that the system had to hand out while a tensor of 128 MB was filled."""
-    import resource
-
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    torch.ones(32 * 2**20)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="only glibc gives memory back after each operation")
-def test_freed_memory_is_kept_within_the_block_and_given_back_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    import resource
-
-    for name in ("MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES"):
-        monkeypatch.delenv(name, raising=False)
-    pages = 128 * 2**20 // resource.getpagesize()
-    faults_of_a_large_tensor()
-    if faults_of_a_large_tensor() < pages / 2:
-        pytest.skip("the system has huge pages, or another allocator")
-    with reusing_memory(torch.device("cpu")):
-        # Where something small comes to lie behind a freed block, the next one does not fit there.
-        found = [faults_of_a_large_tensor() for _ in range(6)]
-        assert min(found[1:]) < pages / 100
-    assert faults_of_a_large_tensor() > pages / 2
-    with reusing_memory(torch.device("cuda")):
-        assert faults_of_a_large_tensor() > pages / 2
-    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "1000000")
-    with reusing_memory(torch.device("cpu")):  # somebody has settled it
-        assert faults_of_a_large_tensor() > pages / 2
+def pages_of_a_large_tensor(**settings: str) -> int:
+    """Pages that the system hands out while a tensor of 128 MB is filled, in a process of its own."""
+    code = (
+        "import resource, torch, cifarnets; torch.ones(1); "
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt; torch.ones(32 * 2**20); "
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)"
+    )
+    environment = {key: value for key, value in os.environ.items() if key != "THP_MEM_ALLOC_ENABLE"} | settings
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    return int(done.stdout)
 
 
-def test_where_the_c_library_cannot_do_so_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(name: object) -> object:
-        raise AssertionError("there is no C library to be asked")
-
-    monkeypatch.setattr(ctypes, "CDLL", refuse)
-    monkeypatch.setattr(sys, "platform", "win32")
-    with reusing_memory(torch.device("cpu")):
-        pass
-    monkeypatch.setattr(sys, "platform", "linux")
-    monkeypatch.setattr(ctypes, "CDLL", lambda name: object())  # musl, bionic
-    with reusing_memory(torch.device("cpu")):
-        pass
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has transparent huge pages")
+def test_large_tensors_lie_in_large_pages_unless_told_otherwise() -> None:
+    if "[madvise]" not in Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text():
+        pytest.skip("this system has large pages always, or never")
+    assert pages_of_a_large_tensor(THP_MEM_ALLOC_ENABLE="0") > 20 * pages_of_a_large_tensor()

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from cifarnets.device import resolve_device, reusing_memory
+from cifarnets.device import resolve_device
 from cifarnets.errors import InputError
 from cifarnets.evaluation import Batches, check_batch, check_labels, class_names, explaining, input_dtype
 from cifarnets.models.meta import describe_data
@@ -201,7 +201,7 @@ class Trainer:
         with asking(self._interrupt, quiet=not self.world.is_main), deterministic_algorithms(self.deterministic):
             failure: BaseException | None = None
             try:
-                with self.world.explaining(), reusing_memory(self.device):
+                with self.world.explaining():
                     self._call("on_fit_start")
                     while self.epoch < self.epochs and not self._agreed_to_stop():
                         self._run_epoch()
