@@ -2,13 +2,16 @@
 
 The plain version is what the recipe's authors do on a GPU, on this machine and with nothing changed for it: eager,
 contiguous, batches augmented by indexing, Newton-Schulz in bfloat16 on CUDA. Both compute in the precision that
-`precision="auto"` chooses. Epoch times are those of the steps, times the 25 steps of an epoch; the accuracy is that of
-`cifarnets train --recipe airbench94`.
+`precision="auto"` chooses, each in a process of its own, in turns. Epoch times are those of the steps, times the 25 steps
+of an epoch; the accuracy is that of `cifarnets train --recipe airbench94`.
 """
 
 import argparse
 import contextlib
+import os
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -103,27 +106,57 @@ def ours(dataset: CIFAR10Normalized, batch: int) -> Callable[[], None]:
     return step
 
 
+CONTENDERS = {"plain PyTorch": plain, "Trainer and BatchLoader": ours}
+
+
+def start(name: str, batch: int) -> "subprocess.Popen[str]":
+    """A process that takes a step for each line that it is sent; the plain one without what the library sets."""
+    environment = {key: value for key, value in os.environ.items() if key != "THP_MEM_ALLOC_ENABLE"}
+    if name == "plain PyTorch":
+        environment["THP_MEM_ALLOC_ENABLE"] = "0"
+    words = [sys.executable, "-m", "benchmarks.airbench", "--batch-size", str(batch), "--serve", name]
+    return subprocess.Popen(words, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def serve(name: str, batch: int) -> None:
+    """Take a step for each line of the input, and print its seconds."""
+    step = CONTENDERS[name](CIFAR10Normalized(), batch)
+    for _ in sys.stdin:
+        started = time.perf_counter()
+        step()
+        print(time.perf_counter() - started, flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--batch-size", type=int, default=2000)
+    parser.add_argument("--serve", choices=list(CONTENDERS), help=argparse.SUPPRESS)
     options = parser.parse_args()
-    dataset, batch = CIFAR10Normalized(), options.batch_size
+    batch = options.batch_size
+    if options.serve:
+        serve(options.serve, batch)
+        return
     dtype = autocast_dtype("auto", DEVICE) or torch.float32
     best = ceiling(dtype)
     flops = 3 * 2 * summary(create("airbench94")).macs * batch
-    contenders = {"plain PyTorch": plain(dataset, batch), "Trainer and BatchLoader": ours(dataset, batch)}
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    processes = {name: start(name, batch) for name in CONTENDERS}
+    seconds: dict[str, list[float]] = {name: [] for name in CONTENDERS}
     for turn in range(options.steps + 1):
-        for name, step in contenders.items():
-            started = time.perf_counter()
-            step()
+        for name, process in processes.items():
+            assert process.stdin is not None
+            assert process.stdout is not None
+            process.stdin.write("step\n")
+            process.stdin.flush()
+            taken = float(process.stdout.readline())
             if turn:
-                seconds[name].append(time.perf_counter() - started)
+                seconds[name].append(taken)
+    for process in processes.values():
+        process.communicate()
     recipe = load_recipe("airbench94")
     print(f"{machine()}; {dtype}; {options.steps} steps of {batch} images\n")
     print(f"A matrix product of 2048×2048 reaches {best / 1e9:,.0f} GFLOP/s; a step does {flops / 1e12:.2f} TFLOP.\n")
-    print("| | seconds a step (median) | of the ceiling | seconds an epoch | for 8 epochs | ratio |")
+    print(f"| | seconds a step (median) | of the ceiling | seconds an epoch | for {recipe.epochs} epochs | ratio |")
     print("|---|---|---|---|---|---|")
     theirs = seconds["plain PyTorch"]
     for name, runs in seconds.items():

@@ -36,7 +36,7 @@ examples:
   cifarnets download                                   fetch CIFAR-10 (170 MB) once
   cifarnets list 'conv*'
   cifarnets list --pretrained --sort accuracy
-  cifarnets predict airbench94 plane.png ship.jpg --topk 3
+  cifarnets predict convnet plane.png ship.jpg --topk 3
   cifarnets verify                                     are the released weights what they are said to be?
   cifarnets train convnet --classes airplane,automobile,ship --epochs 100
   cifarnets train --recipe convnet.cifar3 --seed 1

@@ -29,7 +29,7 @@ def soft_labels(
     learns is as unsure as the labels are.
 
     Examples:
-        >>> labels = soft_labels(images, "airbench94")  # doctest: +SKIP
+        >>> labels = soft_labels(images, "convnet")  # doctest: +SKIP
         >>> loader = BatchLoader(images, shuffle=True, labels=labels)  # doctest: +SKIP
 
     Args:
