@@ -2,8 +2,8 @@
 
 The plain version is what the recipe's authors do on a GPU, on this machine and with nothing changed for it: eager,
 contiguous, batches augmented by indexing, Newton-Schulz in bfloat16 on CUDA. Both compute in the precision that
-`precision="auto"` chooses, each in a process of its own, in turns. Epoch times are those of the steps, times the 25 steps
-of an epoch; the accuracy is that of `cifarnets train --recipe airbench94`.
+`precision="auto"` chooses, each in a process of its own, in turns. Epoch times are those of the steps, times the 25 of
+an epoch; the accuracy is that of `cifarnets train --recipe airbench94`.
 """
 
 import argparse
