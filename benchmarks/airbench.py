@@ -19,6 +19,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from benchmarks._plain import augmented
 from benchmarks._side_by_side import machine
 from cifarnets import Trainer, seed_everything
 from cifarnets.datasets import Augment, BatchLoader, CIFAR10Normalized
@@ -64,12 +65,7 @@ def plain(dataset: CIFAR10Normalized, batch: int) -> Callable[[], None]:
 
     def step() -> None:
         chosen = torch.randperm(len(images), device=DEVICE)[:batch]
-        shift = torch.randint(0, 5, (2, batch), device=DEVICE)
-        grid = torch.arange(32, device=DEVICE)
-        rows, columns = (line[:, None] + grid for line in shift)
-        cut = padded[chosen[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
-        flip = torch.rand(batch, device=DEVICE) < 0.5
-        inputs = torch.where(flip.view(-1, 1, 1, 1), cut.flip(-1), cut).contiguous()
+        inputs = augmented(padded, chosen, torch.rand(batch, device=DEVICE) < 0.5, pad=2)
         with torch.autocast(DEVICE.type, dtype) if dtype else contextlib.nullcontext():
             loss = F.cross_entropy(model(inputs), labels[chosen], label_smoothing=0.2)
         optimizer.zero_grad()

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks._plain import augmented
 from benchmarks._side_by_side import machine
 from cifarnets import Trainer, seed_everything
 from cifarnets.datasets import BatchLoader, CIFAR10Normalized, ImageDataset
@@ -29,6 +30,7 @@ from cifarnets.models import create
 from cifarnets.training import Recipe, load_recipe, make_optimizer, make_schedule
 from cifarnets.training.precision import autocast_dtype
 from cifarnets.training.recipe import TRAINER_FIELDS
+from cifarnets.weights.index import mean_and_std
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 Outcome = tuple[float, float, float]
@@ -82,8 +84,8 @@ class Ours:
             model.prepare(self.few)
             trainer = Trainer(model, device=DEVICE, progress=False, **options)
             trainer.fit(self.loader, epochs=self.recipe.epochs)
-            augmented = share_of_right(model, self.test, self.recipe)
-        return clock.seconds, share_of_right(model, self.test, replace(self.recipe, tta=None)), augmented
+            with_tta = share_of_right(model, self.test, self.recipe)
+        return clock.seconds, share_of_right(model, self.test, replace(self.recipe, tta=None)), with_tta
 
 
 class Plain:
@@ -102,7 +104,7 @@ class Plain:
         model: Any = create(recipe.model).to(DEVICE)
         dtype = autocast_dtype(recipe.precision, DEVICE)
         steps = len(self.images) // recipe.batch_size
-        pad = recipe.augment["translate"]
+        pad, cutout = recipe.augment["translate"], recipe.augment.get("cutout", 0)
         with Clock() as clock:
             model.prepare(self.images[:5000])
             optimizer = make_optimizer(model, recipe.optimizer, recipe.lr, recipe.optimizer_options)
@@ -114,11 +116,7 @@ class Plain:
                 order = torch.randperm(len(padded), device=DEVICE)
                 for batch in range(steps):
                     chosen = order[batch * recipe.batch_size : (batch + 1) * recipe.batch_size]
-                    shift = torch.randint(0, 2 * pad + 1, (2, len(chosen)), device=DEVICE)
-                    rows, columns = (line[:, None] + torch.arange(32, device=DEVICE) for line in shift)
-                    cut = padded[chosen[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
-                    flip = mirrored[chosen] ^ bool(epoch % 2)
-                    inputs = torch.where(flip.view(-1, 1, 1, 1), cut.flip(-1), cut).contiguous()
+                    inputs = augmented(padded, chosen, mirrored[chosen] ^ bool(epoch % 2), pad, cutout)
                     with torch.autocast(DEVICE.type, dtype) if dtype else contextlib.nullcontext():
                         logits = model(inputs)
                         loss = F.cross_entropy(logits, self.labels[chosen], label_smoothing=recipe.label_smoothing)
@@ -126,8 +124,8 @@ class Plain:
                     loss.backward()  # type: ignore[no-untyped-call]
                     optimizer.step()
                     schedule.step()
-            augmented = share_of_right(model, self.test, recipe)
-        return clock.seconds, share_of_right(model, self.test, replace(recipe, tta=None)), augmented
+            with_tta = share_of_right(model, self.test, recipe)
+        return clock.seconds, share_of_right(model, self.test, replace(recipe, tta=None)), with_tta
 
 
 def share_of_right(model: torch.nn.Module, batches: list[tuple[Tensor, Tensor]], recipe: Recipe) -> float:
@@ -177,16 +175,16 @@ def main() -> None:
     print("|---|---|---|---|---|---|")
     base = [outcome[0] for outcome in outcomes["plain PyTorch"]]
     for name, found in outcomes.items():
-        seconds, plain, augmented = zip(*found, strict=True)
+        seconds, plain, with_tta = zip(*found, strict=True)
         ratio = statistics.median(a / b for a, b in zip(seconds, base, strict=True))
         print(
             f"| {name} | {statistics.median(seconds):.2f} | {min(seconds):.2f} … {max(seconds):.2f} | {ratio:.2f} "
-            f"| {spread(plain)} | {spread(augmented)} |"
+            f"| {over_seeds(plain)} | {over_seeds(with_tta)} |"
         )
 
 
-def spread(values: tuple[float, ...]) -> str:
-    return f"{statistics.mean(values):.4f}" + (f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else "")
+def over_seeds(values: tuple[float, ...]) -> str:
+    return mean_and_std(statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None)
 
 
 if __name__ == "__main__":

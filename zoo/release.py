@@ -35,7 +35,7 @@ from cifarnets.training import Recipe, load_recipe
 from cifarnets.training.recipe import write_json
 from cifarnets.version import __version__
 from cifarnets.weights.files import read_weights, write_weights
-from cifarnets.weights.index import GOLDEN_FILE, INDEX_FILE, sha256
+from cifarnets.weights.index import GOLDEN_FILE, INDEX_FILE, mean_and_std, sha256
 
 ROOT = Path(__file__).resolve().parents[1]
 WEIGHTS = ROOT / "src" / "cifarnets" / "weights"
@@ -237,12 +237,12 @@ def table(index: Mapping[str, Any]) -> str:
     columns = "weights", "parameters", "multiply-adds", "test accuracy", "with TTA", "seeds", "ECE", "file", "CPU ms"
     lines = [f"| {' | '.join(columns)} | train them again |", f"|---|{'--:|' * (len(columns) - 1)}---|"]
     for name, row in sorted(index.items(), key=lambda item: (len(item[1]["classes"]), item[1]["accuracy"])):
-        tta = f"{_figure(row['tta_accuracy'], row['tta_accuracy_std'])} ({row['tta']})" if row["tta"] else ""
+        tta = f"{mean_and_std(row['tta_accuracy'], row['tta_accuracy_std'])} ({row['tta']})" if row["tta"] else ""
         cells = [
             f"`{name}`",
             f"{row['parameters']:,}",
             f"{row['macs'] / 1e6:,.1f} M",
-            _figure(row["accuracy"], row["accuracy_std"]),
+            mean_and_std(row["accuracy"], row["accuracy_std"]),
             tta,
             str(len(row["seeds"])),
             f"{row['file_ece']:.3f}",
@@ -252,10 +252,6 @@ def table(index: Mapping[str, Any]) -> str:
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def _figure(mean: float, std: float | None) -> str:
-    return f"{mean:.4f}" if std is None else f"{mean:.4f} ± {std:.4f}"
 
 
 def with_table(page: str, index: Mapping[str, Any]) -> str:

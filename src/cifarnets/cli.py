@@ -29,6 +29,7 @@ from cifarnets.training import ArticleLog, Recipe, Run, distributed, load_recipe
 from cifarnets.training.precision import Precision
 from cifarnets.training.recipe import recipe_name
 from cifarnets.training.schedules import SCHEDULES
+from cifarnets.weights.index import mean_and_std
 
 EXAMPLES = """\
 examples:
@@ -90,27 +91,21 @@ def _list(options: argparse.Namespace) -> None:
     found = [cifarnets.models.info(name) for name in names]
     if options.json:
         _print_json([asdict(model) for model in found])
-    elif not found:
+        return
+    if not found:
         everything = "cifarnets list --pretrained" if options.pretrained else "cifarnets list"
         raise InputError(f"nothing matches {options.pattern!r} within these limits; `{everything}` shows all.")
-    for model in [] if options.json else found:
-        start = f"{model.name:<20} {model.parameters:>10,} parameters  "
-        if options.pretrained and model.release is not None:
-            print(f"{start}{_accuracy(model.release)}")
-        else:
-            print(f"{start}{model.description}")
+    for model in found:
+        words = _accuracy(model.release) if options.pretrained and model.release else model.description
+        print(f"{model.name:<20} {model.parameters:>10,} parameters  {words}")
 
 
 def _accuracy(release: cifarnets.models.Release) -> str:
     """The accuracy of released weights in words."""
-    text = f"accuracy {_spread(release.accuracy, release.accuracy_std)}"
+    text = f"accuracy {mean_and_std(release.accuracy, release.accuracy_std)}"
     if release.tta_accuracy is not None:
-        text += f", {_spread(release.tta_accuracy, release.tta_accuracy_std)} with {release.tta}"
+        text += f", {mean_and_std(release.tta_accuracy, release.tta_accuracy_std)} with {release.tta}"
     return f"{text} (seeds {', '.join(map(str, release.seeds))})"
-
-
-def _spread(mean: float, std: float | None) -> str:
-    return f"{mean:.4f}" if std is None else f"{mean:.4f} ± {std:.4f}"
 
 
 def _info(options: argparse.Namespace) -> None:

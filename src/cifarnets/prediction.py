@@ -118,12 +118,13 @@ def features(
         UnknownNameError: The model has no such layer; the near match is suggested.
         InputError: As `predict`; or there is no linear layer, or the layer's output is no tensor.
     """
-    layers = {name: module for name, module in unwrap(model).named_modules() if name}
+    model = unwrap(model)
+    layers = {name: module for name, module in model.named_modules() if name}
     if layer is not None and layer not in layers:
         raise unknown_name("layer", layer, layers)
     linear = [module for module in layers.values() if isinstance(module, nn.Linear)]
     if layer is None and not linear:
-        raise InputError(f"{type(unwrap(model)).__name__} has no linear layer: name one of {', '.join(layers)}.")
+        raise InputError(f"{type(model).__name__} has no linear layer: name one of {', '.join(layers)}.")
     inputs, single = _inputs(model, images, mean, std)
     target, seen = resolve_device(device), []
 
@@ -133,8 +134,8 @@ def features(
 
     handle = linear[-1].register_forward_pre_hook(note) if layer is None else layers[layer].register_forward_hook(note)
     try:
-        with evaluating(unwrap(model), target):
-            unwrap(model)(inputs.to(target, input_dtype(model)))
+        with evaluating(model, target):
+            model(inputs.to(target, input_dtype(model)))
     finally:
         handle.remove()
     if not seen or not isinstance(seen[-1], Tensor):

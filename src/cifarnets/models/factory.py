@@ -59,28 +59,27 @@ def create(
     for key, value in sizes.items():
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise InputError(f"{key} must be a whole number of at least 1, not {value!r}.")
-    if not pretrained and (name in list_models() or name not in releases()):
-        return build(name, given)
-    known = releases()
-    if not pretrained:
-        return build(known[name].architecture, {**known[name].config, **given})
-    if name not in known:
-        model_class(name.partition(".")[0])  # a misspelt architecture is the likelier mistake
-        raise unknown_name("weights", name, known)
-    return _with_head(name, _load_release(name), given)
+    if pretrained:
+        if name not in releases():
+            model_class(name.partition(".")[0])  # a misspelt architecture is the likelier mistake
+            raise unknown_name("weights", name, releases())
+        return _with_head(name, _load_release(name), given)
+    if name not in list_models() and name in releases():
+        release = releases()[name]
+        return build(release.architecture, {**release.config, **given})
+    return build(name, given)
 
 
 def _with_head(name: str, model: nn.Module, given: Mapping[str, Any]) -> nn.Module:
     """Released weights as they are, or under a new head if that is all that the arguments ask for."""
     meta = get_meta(model)
     assert meta is not None  # load gives registered models only
-    wanted = {
-        **meta.config,
-        **{key: tuple(value) if isinstance(value, list) else value for key, value in given.items()},
-    }
+    if not given:
+        return model
+    fresh = build(meta.architecture, {**meta.config, **given})
+    wanted: Mapping[str, Any] = fresh.meta.config  # type: ignore[union-attr, assignment]
     if wanted == meta.config:
         return model
-    fresh = build(meta.architecture, wanted)
     changed = [key for key in meta.config if wanted[key] != meta.config[key] and key != "num_classes"]
     if changed:
         theirs = ", ".join(f"{key}={meta.config[key]!r}" for key in changed)

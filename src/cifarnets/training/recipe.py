@@ -1,5 +1,6 @@
 """A training run as data: all it takes to train a model, and the folder that a run leaves."""
 
+import inspect
 import json
 import os
 import platform
@@ -50,7 +51,7 @@ TRAINER_FIELDS = (
     "seed",
 )
 """The fields of a recipe that are arguments of the Trainer."""
-DISTILL_FIELDS = ("share", "teacher", "temperature", "tta")
+DISTILL_FIELDS = sorted(inspect.signature(soft_labels).parameters.keys() - {"dataset", "device"})
 """The keys of `distill`: arguments of `soft_labels`."""
 
 

@@ -101,6 +101,11 @@ def _release(name: str, row: Mapping[str, Any]) -> Release:
     return Release(name=name, **columns)
 
 
+def mean_and_std(mean: float, std: float | None) -> str:
+    """An accuracy over seeds as it is printed everywhere."""
+    return f"{mean:.4f}" if std is None else f"{mean:.4f} ± {std:.4f}"
+
+
 def sha256(content: bytes) -> str:
     """The SHA-256 of some bytes, in hexadecimal."""
     return hashlib.sha256(content).hexdigest()
