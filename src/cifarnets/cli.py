@@ -25,7 +25,7 @@ from cifarnets.errors import CifarNetsError, DataCorruptError, DownloadError, In
 from cifarnets.evaluation import TTA
 from cifarnets.models.meta import get_meta
 from cifarnets.models.registry import Sort
-from cifarnets.training import ArticleLog, Recipe, Run, distributed, load_recipe, run
+from cifarnets.training import ArticleLog, Recipe, Run, load_recipe, run
 from cifarnets.training.precision import Precision
 from cifarnets.training.recipe import recipe_name
 from cifarnets.training.schedules import SCHEDULES
@@ -181,7 +181,6 @@ def _train(options: argparse.Namespace) -> int:
         checkpoint_every=options.checkpoint_every,
         progress=not options.quiet,
     )
-    distributed.leave()
     if result.evaluations:  # in the process that writes
         for name, evaluation in result.evaluations.items():
             print(f"Accuracy {name}: {evaluation.accuracy:.4f}")

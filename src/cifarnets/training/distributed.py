@@ -4,8 +4,10 @@ Every process builds the same model and the same loaders. Each batch is shared o
 so that a step is that of one process with the whole batch, and the figures of the history are those of all.
 """
 
+import atexit
 import contextlib
 import os
+import weakref
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -21,6 +23,7 @@ from cifarnets.errors import CifarNetsError, TrainingError
 from cifarnets.evaluation import Batches, Evaluation, as_pair, collect_logits, measure
 
 TIMEOUT = timedelta(minutes=10)
+_wrapped: "weakref.WeakSet[nn.Module]" = weakref.WeakSet()
 
 
 @dataclass(frozen=True)
@@ -67,23 +70,32 @@ class World:
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """The model with its gradients averaged over all processes, where there are several."""
-        return nn.parallel.DistributedDataParallel(model) if self.size > 1 else model
+        if self.size == 1:
+            return model
+        wrapped = nn.parallel.DistributedDataParallel(model)
+        _wrapped.add(wrapped)
+        return wrapped
 
     @contextlib.contextmanager
-    def explaining(self) -> Iterator[None]:
-        """Say what is likely behind an error of torch's where several processes work together.
+    def together(self) -> Iterator[None]:
+        """Work of several processes: what is likely behind an error of torch's is said, and all `leave` at exit.
 
         Raises:
             TrainingError: torch raised, and there are several.
         """
+        if self.size == 1:
+            yield
+            return
+        atexit.unregister(leave)  # it waits for what is under way, which after an error may be for good
         try:
             yield
         except RuntimeError as error:
-            if self.size == 1 or isinstance(error, CifarNetsError):
+            if isinstance(error, CifarNetsError):
                 raise
             raise TrainingError(
                 f"process {self.rank} of {self.size} cannot go on; has another one ended? ({error})"
             ) from error
+        atexit.register(leave)
 
 
 def join(device: torch.device) -> World:
@@ -95,6 +107,10 @@ def join(device: torch.device) -> World:
             return World()
         if device.type == "cuda":
             torch.cuda.set_device(device)
+        # Its functions take the group of this moment, here None, as a default: imported later, as torch itself would,
+        # it would keep the group for good.
+        import torch.distributed.nn  # noqa: F401
+
         store, rank, size = next(rendezvous("env://", timeout=TIMEOUT))
         if os.environ.get("GROUP_WORLD_SIZE") == "1":
             # After a restart, torchrun's store still holds the addresses of the processes that have gone. (Several
@@ -108,8 +124,15 @@ def join(device: torch.device) -> World:
 
 
 def leave() -> None:
-    """Take leave of the other processes, where there are any."""
+    """Take leave of the other processes, where there are any; no Trainer of theirs can go on then.
+
+    The threads in which torch talks to them end too. One that were still at work while the interpreter ends would abort
+    the process.
+    """
     if dist.is_available() and dist.is_initialized():
+        for wrapped in _wrapped:
+            del wrapped.reducer, wrapped.logger, wrapped.process_group  # what keeps the threads
+        _wrapped.clear()
         dist.destroy_process_group()
 
 

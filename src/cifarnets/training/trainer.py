@@ -201,7 +201,7 @@ class Trainer:
         with asking(self._interrupt, quiet=not self.world.is_main), deterministic_algorithms(self.deterministic):
             failure: BaseException | None = None
             try:
-                with self.world.explaining():
+                with self.world.together():
                     self._call("on_fit_start")
                     while self.epoch < self.epochs and not self._agreed_to_stop():
                         self._run_epoch()
