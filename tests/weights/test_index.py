@@ -91,6 +91,16 @@ def test_a_damaged_index_is_refused(weights_folder: Path, content: str, message:
         load("convnet.cifar3")
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("parameters", "18,123"), ("classes", "airplane"), ("seeds", [0, "1"]), ("accuracy", None), ("config", [])],
+)
+def test_a_value_of_the_wrong_type_is_refused(edit_index: Edit, key: str, value: object) -> None:
+    edit_index(lambda rows: rows["convnet.cifar3"].update({key: value}))
+    with pytest.raises(WeightsError, match=f"cannot be read: {key} of 'convnet.cifar3' cannot be "):
+        models.list_models(pretrained=True)
+
+
 def test_a_missing_index_is_refused(weights_folder: Path) -> None:
     (weights_folder / "index.json").unlink()
     releases.cache_clear()

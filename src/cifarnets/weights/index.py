@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 from cifarnets.errors import WeightsError
 
@@ -98,7 +98,22 @@ def _release(name: str, row: Mapping[str, Any]) -> Release:
     if wanted != given:
         raise ValueError(f"{name!r} lacks, or has too much of: {', '.join(sorted(wanted ^ given))}")
     columns: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}
+    for key, hint in get_type_hints(Release).items():
+        if key in columns and not _fits(columns[key], hint):
+            raise TypeError(f"{key} of {name!r} cannot be {columns[key]!r}")
     return Release(name=name, **columns)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether JSON's value is of a type that a field of a Release names."""
+    kind, parts = get_origin(hint) or hint, get_args(hint)
+    if kind is tuple:
+        return isinstance(value, tuple) and all(_fits(item, parts[0]) for item in value)
+    if kind is Mapping:
+        return isinstance(value, Mapping)
+    if parts:  # of a union
+        return any(_fits(value, part) for part in parts)
+    return isinstance(value, (int, float) if kind is float else kind)
 
 
 def mean_and_std(mean: float, std: float | None) -> str:
