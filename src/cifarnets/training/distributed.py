@@ -6,6 +6,7 @@ so that a step is that of one process with the whole batch, and the figures of t
 
 import atexit
 import contextlib
+import importlib
 import os
 import weakref
 from collections.abc import Iterable, Iterator
@@ -109,8 +110,7 @@ def join(device: torch.device) -> World:
             torch.cuda.set_device(device)
         # Its functions take the group of this moment, here None, as a default: imported later, as torch itself would,
         # it would keep the group for good.
-        import torch.distributed.nn  # noqa: F401
-
+        importlib.import_module("torch.distributed.nn")
         store, rank, size = next(rendezvous("env://", timeout=TIMEOUT))
         if os.environ.get("GROUP_WORLD_SIZE") == "1":
             # After a restart, torchrun's store still holds the addresses of the processes that have gone. (Several
