@@ -129,10 +129,10 @@ def leave() -> None:
     The threads in which torch talks to them end too. One that were still at work while the interpreter ends would abort
     the process.
     """
+    while _wrapped:
+        wrapped = _wrapped.pop()
+        del wrapped.reducer, wrapped.logger, wrapped.process_group  # what keeps the threads
     if dist.is_available() and dist.is_initialized():
-        for wrapped in _wrapped:
-            del wrapped.reducer, wrapped.logger, wrapped.process_group  # what keeps the threads
-        _wrapped.clear()
         dist.destroy_process_group()
 
 
