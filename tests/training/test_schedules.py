@@ -132,6 +132,26 @@ def test_triangular_lets_a_group_end_sooner() -> None:
     assert [round(second, 6) for _, second in found][2:4] == [1.0, 0.875]
 
 
+@given(st.integers(2, 50), st.floats(0, 1), st.floats(0, 1))
+def test_trapezoidal(steps: int, decay: float, warmup: float) -> None:
+    warmup *= 1 - decay
+    found = rates("trapezoidal", steps, decay=decay, warmup=warmup)
+    for step, rate in enumerate(found):
+        rising, left = step < warmup * steps - 1, steps - step
+        if left < decay * steps and decay * steps >= 1 and not rising:
+            expected = min(left / (decay * steps), (step + 1) / (warmup * steps + 1))
+        else:
+            expected = min((step + 1) / (warmup * steps + 1), 1)
+        assert rate == pytest.approx(0.8 * expected, abs=1e-9)
+
+
+def test_trapezoidal_by_hand() -> None:
+    assert rates("trapezoidal", 8) == pytest.approx([0.8] * 7 + [0.4])
+    found = rates("trapezoidal", 10, decay=0.4, warmup=0.3)
+    assert found == pytest.approx([0.2, 0.4, 0.6, 0.8, 0.8, 0.8, 0.8, 0.6, 0.4, 0.2])
+    assert rates("trapezoidal", 20)[:15] == rates("trapezoidal", 60)[:15], "the longer fit starts like the shorter"
+
+
 def test_step() -> None:
     assert rates("step", 9) == pytest.approx([0.8] * 3 + [0.08] * 3 + [0.008] * 3)
     assert rates("step", 4, every=0.5, gamma=0.5) == pytest.approx([0.8, 0.8, 0.4, 0.4])
@@ -194,7 +214,14 @@ def test_a_loader_without_a_length(net: Callable[..., nn.Module], loader: BatchL
 
 
 @pytest.mark.parametrize(
-    ("name", "options"), [("step", {"every": -1}), ("triangular", {"peak": 2}), ("triangular", {"final": -1})]
+    ("name", "options"),
+    [
+        ("step", {"every": -1}),
+        ("triangular", {"peak": 2}),
+        ("triangular", {"final": -1}),
+        ("trapezoidal", {"decay": 2}),
+        ("trapezoidal", {"decay": 0.8, "warmup": 0.3}),
+    ],
 )
 def test_parts_out_of_range_are_refused(name: str, options: dict[str, float]) -> None:
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)

@@ -82,6 +82,27 @@ def triangular(
     return LambdaLR(optimizer, [partial(factor, group.get("until", 1.0)) for group in optimizer.param_groups])
 
 
+def trapezoidal(optimizer: Optimizer, steps: int, decay: float = 0.25, warmup: float = 0.0) -> LRScheduler:
+    """Straight up to the learning rate, held, and straight down to zero (Hägele et al. 2024, arXiv:2405.18392).
+
+    Without a warmup, a longer fit is like a shorter one until the rate of that falls.
+
+    Args:
+        optimizer: Whose learning rate.
+        steps: Of the whole fit.
+        decay: The part of the steps, the last, in which the rate falls, 0..1.
+        warmup: The part of the steps, the first, in which it rises.
+    """
+    if not (0 <= decay <= 1 and 0 <= warmup <= 1 - decay):
+        raise ValueError("decay and warmup are parts, 0..1, of one in all")
+
+    def factor(step: int) -> float:
+        up, down = (step + 1) / (warmup * steps + 1), (steps - step) / max(decay * steps, 1)
+        return max(min(up, down, 1.0), 0.0)
+
+    return LambdaLR(optimizer, factor)
+
+
 def step(optimizer: Optimizer, steps: int, every: float = 1 / 3, gamma: float = 0.1) -> LRScheduler:
     """Down by a factor at regular intervals; torch's `StepLR`.
 
@@ -101,6 +122,7 @@ SCHEDULES: dict[str, Callable[..., LRScheduler]] = {
     "cosine": cosine,
     "one_cycle": one_cycle,
     "triangular": triangular,
+    "trapezoidal": trapezoidal,
     "step": step,
 }
 
@@ -112,8 +134,9 @@ def make_schedule(
 
     Args:
         optimizer: Whose learning rate; its present rates are those that the schedule scales.
-        schedule: One of `constant`, `cosine`, `one_cycle`, `triangular` and `step`; or a function that makes one of
-            torch's schedulers for the optimizer, such as `lambda o: ExponentialLR(o, 0.999)`; None for constant.
+        schedule: One of `constant`, `cosine`, `one_cycle`, `triangular`, `trapezoidal` and `step`; or a function that
+            makes one of torch's schedulers for the optimizer, such as `lambda o: ExponentialLR(o, 0.999)`; None for
+            constant.
         steps: Of the whole fit; None if it is not known, as only a constant rate and a function allow.
         options: Further arguments of the named schedule.
 

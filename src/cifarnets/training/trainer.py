@@ -53,8 +53,8 @@ class Trainer:
         lr: Learning rate, the highest one where a schedule changes it; ignored with an instance.
         optimizer_options: Further arguments of the optimizer, such as `{"momentum": 0.9}`.
         decay_biases: Whether weight decay applies to biases and normalisation layers too.
-        schedule: `"constant"`, `"cosine"`, `"one_cycle"`, `"triangular"`, `"step"`, or a function that makes one of
-            torch's schedulers for an optimizer; stepped after every optimizer step, anew in every fit.
+        schedule: `"constant"`, `"cosine"`, `"one_cycle"`, `"triangular"`, `"trapezoidal"`, `"step"`, or a function that
+            makes one of torch's schedulers for an optimizer; stepped after every optimizer step, anew in every fit.
         schedule_options: Further arguments of a named schedule, such as `{"warmup": 0.1}`.
         loss: Maps `(logits, labels)` to a mean; None for cross-entropy.
         label_smoothing: Of the cross-entropy (Szegedy et al. 2016).
@@ -251,10 +251,10 @@ class Trainer:
                 return
             self._call("on_batch_start")
             self.run_batch(*batch)
+            del batch  # whose memory can then serve the next one
             if self.batch % CHECK_EVERY == 0:
                 self.tally.read_losses(self.epoch + 1, CHECK_EVERY)
-            now = time.perf_counter()
-            self.tally.seconds += now - mark
+            self.tally.seconds += (now := time.perf_counter()) - mark
             mark = now
             self._call("on_batch_end")
         if not self.batch:
