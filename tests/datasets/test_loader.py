@@ -1,5 +1,6 @@
 """Batches from memory: the right images, in an order that can be repeated."""
 
+import weakref
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from cifarnets import seed_everything
-from cifarnets.datasets import BatchLoader, CIFAR10Normalized, ImageDataset
+from cifarnets.datasets import Augment, BatchLoader, CIFAR10Normalized, ImageDataset
 from cifarnets.errors import InputError
 
 
@@ -168,6 +169,16 @@ def test_batches_can_be_changed_without_harm(shuffle: bool) -> None:
 def test_what_cannot_be_served(dataset: Any, options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         BatchLoader(dataset, **options)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"shuffle": True}, {"augment": Augment("random")}, {"augment": Augment(mixup=1.0), "shuffle": True}]
+)
+def test_it_keeps_no_batch(options: dict[str, Any]) -> None:
+    """What is let go is gone, so that the next batch is made in its memory."""
+    batches = iter(BatchLoader(numbered(6), 2, device="cpu", seed=0, **options))
+    for _ in range(3):
+        assert [weakref.ref(part)() for part in next(batches)] == [None, None]
 
 
 def test_repr() -> None:

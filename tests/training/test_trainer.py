@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,26 @@ def test_it_is_the_plain_loop_of_the_article(real3: ImageDataset, kind: str, epo
     assert history.column("loss") == pytest.approx(losses, abs=1e-6)
     assert losses[-1] < losses[0] - 0.001, "nothing was learnt, so nothing was compared"
     assert_same_weights(model, plain, 1e-6)
+
+
+def test_a_batch_is_let_go_before_the_next_is_made(train: ImageDataset, net: Net) -> None:
+    """So that two never need memory at once, and the next one finds that of the last in the cache."""
+    alive: list[Any] = []
+
+    class Loader(BatchLoader):
+        def shard(self, rank: int, size: int) -> Iterator[tuple[Tensor, Tensor, int]]:
+            batches = super().shard(rank, size)
+
+            def note(_number: int) -> tuple[Tensor, Tensor, int]:
+                assert [part for reference in alive if (part := reference()) is not None] == []
+                batch = next(batches)
+                alive[:] = map(weakref.ref, batch[:2])
+                return batch
+
+            return map(note, range(len(self)))
+
+    Trainer(net(), device="cpu").fit(Loader(train, 16, device="cpu"), epochs=1)
+    assert alive
 
 
 @pytest.mark.parametrize("kind", ["BatchLoader", "DataLoader", "list"])

@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Iterator, Mapping
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -19,8 +20,9 @@ from cifarnets.seeding import generator
 class BatchLoader:
     """Whole batches of a resident dataset, normalised as they are taken: no workers, no copies per image.
 
-    Iterating gives `(float32 images [B, C, H, W], int64 labels [B])` on `device`. With `shuffle`, every pass has an
-    order of its own that depends on `(seed, epoch)` alone, so it is the same on every device and can be repeated.
+    Iterating gives `(float32 images [B, C, H, W], int64 labels [B])` on `device`, and keeps no batch. With `shuffle`,
+    every pass has an order of its own that depends on `(seed, epoch)` alone, so it is the same on every device and can
+    be repeated.
 
     Args:
         dataset: One of ours, in the normalised or unit view and without a transform.
@@ -100,8 +102,7 @@ class BatchLoader:
         return whole + (rest > 0 and not self.drop_last)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for images, labels, _ in self.shard(0, 1):
-            yield images, labels
+        return map(itemgetter(0, 1), self.shard(0, 1))
 
     def shard(self, rank: int, size: int) -> Iterator[tuple[Tensor, Tensor, int]]:
         """One pass, of which only each `size`-th image of every batch is taken, from the `rank`-th on.
@@ -114,26 +115,27 @@ class BatchLoader:
         epoch, self.epoch = self.epoch, self.epoch + 1
         order = self.order(epoch) if self.shuffle else None
         augmenter = self._start_augmenter(epoch)
-        for batch in range(len(self)):
+
+        def take(batch: int) -> tuple[Tensor, Tensor, int]:
             start, stop = batch * self.batch_size, min((batch + 1) * self.batch_size, len(self.dataset))
             if augmenter is None and order is None:
                 part = slice(start + rank, stop, size)
-                yield self._view(self._convert(self._images[part])), self._labels[part], stop - start
-                continue
+                return self._view(self._convert(self._images[part])), self._labels[part], stop - start
             chosen = torch.arange(start, stop, device=self.device) if order is None else order[start:stop]
             mine = chosen[rank::size]
             labels = self._labels.index_select(0, mine)
             if augmenter is None:
                 # index_select copies whole images; indexing with a tensor would go pixel by pixel.
-                yield self._view(self._convert(self._images.index_select(0, mine))), labels, stop - start
-                continue
+                return self._view(self._convert(self._images.index_select(0, mine))), labels, stop - start
             images = augmenter.blank(self._convert(augmenter.take(mine)), mine)
             if augmenter.mixes:
                 other = chosen.roll(1)[rank::size]
                 others = augmenter.blank(self._convert(augmenter.take(other)), other)
                 share = augmenter.mix(images, others, epoch, batch)
                 labels = self._shares(labels).lerp(self._shares(self._labels.index_select(0, other)), 1 - share)
-            yield self._view(images), labels, stop - start
+            return self._view(images), labels, stop - start
+
+        yield from map(take, range(len(self)))  # so that nothing here holds a batch while the next one is made
 
     def state_dict(self) -> dict[str, int]:
         """What the order of the next pass depends on."""

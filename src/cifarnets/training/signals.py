@@ -25,6 +25,7 @@ def fetch(batches: Iterator[Batch], asked: Callable[[], bool]) -> Iterator[Batch
             yield None
             return
         yield batch
+        del batch
 
 
 @contextlib.contextmanager
