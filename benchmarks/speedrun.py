@@ -1,6 +1,7 @@
 """Time to 94 % or 96 %: whole runs of a recipe of the airbench family, ours and plain PyTorch, in turns, seed by seed.
 
     python -m benchmarks.speedrun --recipe airbench94 --seeds 20
+    python -m benchmarks.speedrun --profile                        where the time of one run of ours goes
     python -m benchmarks.speedrun --steps 2 --test-images 500      a dry run, on any machine
 
 Timed are the whitening layer, all steps with their augmentation, and the answers for the test images with test-time
@@ -20,6 +21,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.profiler import ProfilerActivity
 
 from benchmarks._plain import augmented
 from benchmarks._side_by_side import machine
@@ -139,11 +141,21 @@ def share_of_right(model: torch.nn.Module, batches: list[tuple[Tensor, Tensor]],
     return right.item() / images
 
 
+def profile(once: Callable[[int], Outcome]) -> str:
+    """The operations that one run spends most of its time in, after one that is not counted."""
+    once(0)
+    activity, where = (ProfilerActivity.CUDA, "device") if DEVICE.type == "cuda" else (ProfilerActivity.CPU, "cpu")
+    with torch.profiler.profile(activities=[activity]) as found:
+        once(0)
+    return str(found.key_averages().table(sort_by=f"self_{where}_time_total", row_limit=15))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", default="airbench94")
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--epochs", type=int, help="instead of the recipe's")
+    parser.add_argument("--profile", action="store_true", help="print where the time of one run of ours goes, no more")
     parser.add_argument("--compile", action="store_true", help="torch.compile ours")
     parser.add_argument("--steps", type=int, help="dry run: so many batches of 100 an epoch, one epoch, one seed")
     parser.add_argument("--test-images", type=int, default=10_000)
@@ -158,6 +170,9 @@ def main() -> None:
     if options.steps:
         recipe = replace(recipe, epochs=1, batch_size=100)
         train, options.seeds = train.select(range(options.steps * 100)), 1
+    if options.profile:
+        print(profile(Ours(recipe, train, test)))
+        return
     contenders: dict[str, Callable[[int], Outcome]] = {
         "plain PyTorch": Plain(recipe, train, test),
         "Trainer and BatchLoader": Ours(recipe, train, test),
