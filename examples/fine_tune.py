@@ -24,7 +24,7 @@ def main() -> None:
     cifarnets.seed_everything(0)
     facts = info(WEIGHTS).release
     assert facts is not None
-    animals = cifar_subset(CIFAR10Normalized(options.data_root, mean=facts.mean, std=facts.std), ANIMALS)
+    animals = cifar_subset(CIFAR10Normalized(options.data_root, download=True, mean=facts.mean, std=facts.std), ANIMALS)
     few = animals.select([i for c in range(len(ANIMALS)) for i in (animals.labels == c).nonzero()[: options.images, 0]])
     test = cifar_subset(CIFAR10Normalized(options.data_root, train=False, mean=facts.mean, std=facts.std), ANIMALS)
     loader = BatchLoader(few, batch_size=50, shuffle=True)

@@ -44,7 +44,7 @@ examples:
   cifarnets evaluate runs/convnet/model.safetensors
   cifarnets predict runs/convnet/model.safetensors plane.png ship.jpg --topk 3
 
-CIFAR-10 is looked for in --data-root, then $CIFARNETS_DATA, then the user's cache folder.
+CIFAR-10 is looked for in --data-root; without it in $CIFARNETS_DATA; without both in the user's cache folder.
 Exit status: 0 success, 1 failure, 2 bad usage, 130 interrupted by Ctrl-C.
 """
 
@@ -375,11 +375,11 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--synthetic", help="drawn pictures, which need no data", **switch)
     what.add_argument("--augment", help="flip=random, translate=2, cutout=8, mixup=0.2, cutmix=1.0", **pairs)
     what.add_argument("--distill", help="teacher=NAME, share=0.5, temperature=2: learn its answers too", **pairs)
-    how = train.add_argument_group("how (the defaults are the article's)")
+    how = train.add_argument_group("how (the defaults are the article's, but for 20 epochs instead of 100)")
     how.add_argument("--epochs", type=_positive, help="default: 20", **unsaid)
     how.add_argument("--batch-size", type=_positive, help="default: 64", **unsaid)
     how.add_argument("--drop-last", help="leave out a last batch that is not full", **switch)
-    how.add_argument("--optimizer", help="an optimizer of torch, such as sgd or adamw (default: sgd)", **unsaid)
+    how.add_argument("--optimizer", help="one of torch, such as adamw, or convmuon (default: sgd)", **unsaid)
     how.add_argument("--lr", type=float, help="learning rate, or its peak (default: 0.01)", **unsaid)
     how.add_argument("--option", dest="optimizer_options", help="of the optimizer: momentum=0.9", **pairs)
     how.add_argument(

@@ -34,8 +34,8 @@ class CIFAR10Normalized(ImageDataset):
     `torch.utils.data.DataLoader` is fast without workers, and `BatchLoader` faster still.
 
     Args:
-        root: The folder that holds `cifar-10-batches-py`, as torchvision lays it out. None looks in
-            `$CIFARNETS_DATA`, then in the user's cache folder.
+        root: The folder that holds `cifar-10-batches-py`, as torchvision lays it out. None is the
+            folder of `$CIFARNETS_DATA`, and where that is not set the user's cache folder.
         train: The training images, or the test images (which the article calls validation).
         download: Fetch the files (170 MB) if they are not there.
         mean: Per channel; by default the article's constants. `channel_stats` gives the exact ones.

@@ -14,6 +14,7 @@ from cifarnets.training.callbacks import (
 from cifarnets.training.distillation import soft_labels
 from cifarnets.training.history import History
 from cifarnets.training.lr_finder import LRSearch, find_lr
+from cifarnets.training.muon import ConvMuon
 from cifarnets.training.optimizers import make_optimizer
 from cifarnets.training.recipe import Recipe, Run, list_recipes, load_recipe, reproduce, run
 from cifarnets.training.schedules import make_schedule
@@ -25,6 +26,7 @@ __all__ = [
     "CSVLog",
     "Callback",
     "Checkpoint",
+    "ConvMuon",
     "EarlyStopping",
     "History",
     "JSONLinesLog",
