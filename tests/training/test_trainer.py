@@ -718,20 +718,40 @@ def test_resume_counts_the_epochs_of_its_fit(net: Net, loader: BatchLoader, tmp_
     [
         ({"num_classes": 4}, "size mismatch for fc2.weight"),
         ({"decay_biases": False}, "different number of parameter groups"),
-        ({"schedule": "step"}, "its schedule is another one"),
-        ({"schedule": "triangular"}, "its schedule is another one"),
-        ({"schedule": None}, "its schedule is another one"),
+        ({"schedule": "step"}, "another schedule"),
+        ({"schedule": "triangular"}, "another schedule"),
+        ({"schedule": None}, "another schedule"),
+        ({"epochs": 2}, "a fit of 1 epochs"),
+        ({"batch_size": 8}, "another loader: 3 batches an epoch, not 5"),
     ],
 )
 def test_a_checkpoint_of_another_fit_is_refused(
-    net: Net, loader: BatchLoader, tmp_path: Path, other: dict[str, Any], message: str
+    net: Net, train: ImageDataset, tmp_path: Path, other: dict[str, Any], message: str
 ) -> None:
-    options: dict[str, Any] = {"schedule": "cosine", "device": "cpu"}
+    options: dict[str, Any] = {"schedule": "cosine", "optimizer_options": {"momentum": 0.9}, "device": "cpu"}
+    loader = BatchLoader(train, 16, device="cpu", seed=0)
     Trainer(net(), **options, callbacks=[Checkpoint(tmp_path)]).fit(loader, epochs=1)
     options |= other
+    loader = BatchLoader(train, options.pop("batch_size", 16), device="cpu", seed=0)
+    epochs = options.pop("epochs", 1)
     model = cifarnets.models.create("convnet", num_classes=options.pop("num_classes", 3), widths=(4, 4), hidden=8)
-    with pytest.raises(InputError, match=f"the checkpoint is not of this model and optimizer: .*(?s:.*){message}"):
-        Trainer(model, **options).fit(loader, epochs=2, resume=tmp_path)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    trainer = Trainer(model, **options)
+    with pytest.raises(InputError, match=f"the checkpoint is .*(?s:.*){message}"):
+        trainer.fit(loader, epochs=epochs, resume=tmp_path)
+    assert (trainer.epoch, trainer.history, trainer.optimizer.state_dict()["state"]) == (0, [], {})
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name]), f"{name} was loaded all the same"
+
+
+def test_what_an_epoch_has_seen_is_resumed_on_the_device(net: Net, loader: BatchLoader, tmp_path: Path) -> None:
+    stop = Each(lambda hook, trainer: trainer.stop() if hook == "on_batch_end" and trainer.batch == 2 else None)
+    Trainer(net(), callbacks=[Checkpoint(tmp_path, every_batches=1), stop], device="cpu").fit(loader, epochs=1)
+    trainer = Trainer(net(), device="cpu")
+    trainer.loader, trainer.epochs = loader, 1
+    trainer.device = torch.device("meta")  # one that is not the CPU, where the file is read
+    trainer.load_state_dict(read_state(tmp_path / FILE))
+    assert [tensor.device.type for tensor in (*trainer.tally.losses, *trainer.tally.correct)] == ["meta"] * 4
 
 
 # Refusals
@@ -1077,7 +1097,7 @@ def test_on_cuda_a_short_fit_is_that_of_the_cpu(net: Net, train: ImageDataset, c
 def test_on_cuda_a_resumed_fit_ends_as_if_never_stopped(net: Net, train: ImageDataset, tmp_path: Path) -> None:
     class StopAt(Callback):
         def on_batch_end(self, trainer: Trainer) -> None:
-            if trainer.epoch == 1 and trainer.batch == 3:
+            if trainer.epoch == 1 and trainer.batch == 2:  # of three
                 trainer.stop()
 
     def fit(*callbacks: Callback, resume: Path | None = None) -> Trainer:

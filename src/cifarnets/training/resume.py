@@ -1,5 +1,6 @@
 """All that the rest of a fit depends on: taken from a trainer, and given back to one."""
 
+import copy
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -51,30 +52,32 @@ def restore(trainer: "Trainer", state: Mapping[str, Any]) -> None:
     """Make a trainer what the one was that the state was collected from.
 
     Raises:
-        InputError: It is the state of another model, optimizer or schedule.
+        InputError: It is the state of another fit; the trainer is then as it was.
     """
+    parts: dict[str, Any] = {"model": trainer.model, "optimizer": trainer.optimizer, "scaler": trainer._scaler}
+    before = copy.deepcopy({name: part.state_dict() for name, part in parts.items()})
     try:
-        trainer.model.load_state_dict(state["model"])
-        trainer.optimizer.load_state_dict(state["optimizer"])
-        own = trainer.schedule.state_dict() if trainer.schedule else {}
-        if _name(trainer.schedule_like) != state["progress"]["schedule"] or own.keys() != state["schedule"].keys():
-            raise ValueError("its schedule is another one.")
-        if trainer.schedule:
-            trainer.schedule.load_state_dict(state["schedule"])
-        trainer._scaler.load_state_dict(state["scaler"])
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
+        _check_plan(trainer, state)
     except (RuntimeError, ValueError, KeyError) as error:
+        for name, part in parts.items():  # torch has loaded what fits, up to what does not
+            part.load_state_dict(before[name])
+        if isinstance(error, InputError):
+            raise
         raise InputError(f"the checkpoint is not of this model and optimizer: {error}") from error
+    at, planned = state["progress"], trainer.epochs - trainer._first
     for parameter, gradient in zip(parameters_of(trainer.optimizer), state["gradients"], strict=False):
         parameter.grad = None if gradient is None else gradient.to(parameter)
-    at, planned = state["progress"], trainer.epochs - trainer._first
-    _check_plan(trainer, at, state["epoch_start"])
+    if trainer.schedule:
+        trainer.schedule.load_state_dict(state["schedule"])
     trainer._first, trainer.epoch, trainer.batch, trainer.step = at["first"], at["epoch"], at["batch"], at["step"]
     trainer.lr = at["lr"]
     trainer.epochs = trainer._first + planned
     trainer.history[:] = state["history"]
     trainer.tally = tally = Tally(**state["tally"])
-    if not trainer.world.is_main:  # the sums are counted once
-        tally.losses, tally.correct = ([torch.zeros_like(x) for x in part] for part in (tally.losses, tally.correct))
+    for part in (tally.losses, tally.correct):
+        part[:] = [x.to(trainer.device) * trainer.world.is_main for x in part]  # of all processes, counted once
     trainer._epoch_start = state["epoch_start"]
     trainer._rng_to_restore = state["rng"][trainer.world.rank % len(state["rng"])]
     saved = list(state["callbacks"])
@@ -85,9 +88,12 @@ def restore(trainer: "Trainer", state: Mapping[str, Any]) -> None:
             callback.load_state_dict(found[1])
 
 
-def _check_plan(trainer: "Trainer", at: Mapping[str, Any], start: Mapping[str, Any]) -> None:
-    """Refuse to go on with other data or another number of epochs, where that would be another fit."""
-    planned = trainer.epochs - trainer._first
+def _check_plan(trainer: "Trainer", state: Mapping[str, Any]) -> None:
+    """Refuse to go on with another schedule, other data or another number of epochs, where that is another fit."""
+    at, start, planned = state["progress"], state["epoch_start"], trainer.epochs - trainer._first
+    own = trainer.schedule.state_dict() if trainer.schedule else {}
+    if _name(trainer.schedule_like) != at["schedule"] or own.keys() != state["schedule"].keys():
+        raise InputError("the checkpoint is of a fit with another schedule.")
     if trainer.schedule and planned != at["epochs"]:
         raise InputError(
             f"the checkpoint is of a fit of {at['epochs']} epochs with a schedule made for these; it cannot go on for "

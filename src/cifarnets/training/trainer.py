@@ -179,10 +179,10 @@ class Trainer:
             The history, `trainer.history`.
 
         Raises:
-            InputError: A batch does not fit the model; the message says which and why.
+            InputError: A batch does not fit the model, or the checkpoint is of another fit; the message says why.
             DivergedError: The loss became NaN or infinite; the message says at which epoch and batch.
             CallbackError: A callback raised; the message says which, and where.
-            WeightsError: The checkpoint is damaged, or of another model.
+            WeightsError: The checkpoint is damaged.
         """
         if epochs < 1:
             raise InputError(f"epochs must be at least 1, not {epochs}.")
