@@ -302,6 +302,34 @@ class TestResume:
         assert sorted(path.name for path in folder.iterdir()) == CONTENTS
         assert len(read(folder)["starts"]) == len(stops) + 1
 
+    def test_the_figures_of_a_part_go_when_the_run_goes_on(self, tmp_path: Path) -> None:
+        """So that a run that is killed after its last epoch is not taken for whole."""
+        seen: list[bool] = []
+
+        class Look(Callback):
+            def on_fit_start(self, trainer: Trainer) -> None:
+                seen.append((tmp_path / "run" / "evaluation.json").exists())
+
+        go(SMALL, tmp_path / "run", StopAfter(3))
+        assert (tmp_path / "run" / "evaluation.json").exists()
+        go(None, tmp_path / "run", Look(), resume=True)
+        assert seen == [False]
+        assert (tmp_path / "run" / "evaluation.json").exists()
+
+    def test_what_a_second_ctrl_c_tears_is_not_kept(self, tmp_path: Path) -> None:
+        class Impatient(Callback):
+            def on_batch_end(self, trainer: Trainer) -> None:
+                if trainer.epoch == 1 and trainer.batch == 3:
+                    trainer.interrupted = True
+                    raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            go(SMALL, tmp_path / "run", Impatient())
+        names = sorted(path.name for path in (tmp_path / "run").iterdir())
+        assert names == ["checkpoint.safetensors", "history.csv", "last.safetensors", "run.json"]
+        whole = go(SMALL, tmp_path / "whole")
+        assert same_weights(go(None, tmp_path / "run", resume=True).model, whole.model)
+
     def test_a_stopped_run_leaves_a_model_that_says_how_far_it_came(self, tmp_path: Path) -> None:
         stopped = go(replace(SMALL, epochs=9), tmp_path / "run", StopAfter(12))  # of 8 batches an epoch
         model: Any = load(tmp_path / "run" / "model.safetensors")
@@ -455,4 +483,8 @@ def test_a_model_that_is_not_there_leaves_nothing_behind(tmp_path: Path) -> None
         run(Recipe("convne"), tmp_path / "new", root=tmp_path)
     with pytest.raises(InputError, match="SGD refuses"):
         run(replace(SMALL, optimizer_options={"speed": 9}), tmp_path / "new")
+    with pytest.raises(UnknownNameError, match="Did you mean 'cosine'"):
+        run(replace(SMALL, schedule="cosin"), tmp_path / "new")
+    with pytest.raises(UnknownNameError, match="Did you mean 'convnet'"):
+        run(replace(SMALL, distill={"teacher": "convnt"}), tmp_path / "new")
     assert not (tmp_path / "new").exists()

@@ -29,7 +29,9 @@ from cifarnets.training import distributed
 from cifarnets.training.callbacks import EMA, Callback, Checkpoint, CSVLog
 from cifarnets.training.distillation import soft_labels
 from cifarnets.training.history import History
+from cifarnets.training.optimizers import make_optimizer
 from cifarnets.training.precision import Precision
+from cifarnets.training.schedules import count_steps, make_schedule
 from cifarnets.training.trainer import Trainer
 from cifarnets.version import __version__
 
@@ -70,7 +72,7 @@ _KINDS: dict[tuple[type, ...], tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """What to train, on what, and how; the defaults are the article's.
+    """What to train, on what, and how; the defaults are the article's, but for 20 epochs instead of 100.
 
     Attributes:
         model: One of `list_models()`.
@@ -290,6 +292,7 @@ def run(
     Raises:
         OutputError: The folder holds files already, or cannot be written.
         InputError: The run in the folder is of another recipe, or there is none and no recipe either.
+        KeyboardInterrupt: Ctrl-C came twice; `resume` goes on from the last checkpoint.
         CifarNetsError: As `CIFAR10Normalized`, `create` and `Trainer.fit` do.
     """
     folder = Path(folder)
@@ -321,10 +324,6 @@ def run(
         callbacks=[*average, *own, *callbacks],
         progress=progress,
     )
-    if world.is_main:
-        if not starts:
-            _claim(folder)
-        write_json(folder / RUN_FILE, {"recipe": asdict(recipe), "starts": [*starts, _circumstances(trainer)]})
     shuffled = BatchLoader(
         parts["train"],
         recipe.batch_size,
@@ -336,7 +335,18 @@ def run(
         channels_last=layout,
         labels=recipe.labels(parts["train"], device),
     )
+    # What the fit would refuse is refused before the folder is claimed.
+    trial = make_optimizer(model, recipe.optimizer, recipe.lr, recipe.optimizer_options, recipe.decay_biases)
+    steps = count_steps(shuffled, recipe.epochs, recipe.accumulate)
+    make_schedule(trial, recipe.schedule, steps, recipe.schedule_options)
+    if world.is_main:
+        if not starts:
+            _claim(folder)
+        write_json(folder / RUN_FILE, {"recipe": asdict(recipe), "starts": [*starts, _circumstances(trainer)]})
+        (folder / "evaluation.json").unlink(missing_ok=True)  # of a part of the run
     history = trainer.fit(shuffled, loaders.get("val"), recipe.epochs, resume=folder if starts else None)
+    if trainer.failed:  # a second Ctrl-C, which may have torn the weights; the last checkpoint is whole
+        raise KeyboardInterrupt
     trained = trainer.eval_model.eval()
     describe(trained, training={**asdict(recipe), "epochs": trainer.epoch})
     evaluations = {}
