@@ -385,6 +385,14 @@ class TestLoadRefuses:
             with pytest.raises(WeightsError, match="is a safetensors file of another program"):
                 load(path)
 
+    def test_tensors_of_whole_numbers(self, path: Path) -> None:
+        model = small()
+        state = model.state_dict() | {"fc1.weight": model.fc1.weight.detach().to(torch.int8)}
+        texts = {key: json.dumps(value) for key, value in vars(model.meta).items()}
+        path.write_bytes(to_safetensors(state, {"cifarnets": "9.9.9", **texts}))
+        with pytest.raises(WeightsError, match=r"fc1\.weight is torch\.int8 instead of torch\.float32"):
+            load(path)
+
     def test_a_pickle_is_named_as_one_and_never_opened(self, path: Path, tmp_path: Path) -> None:
         class Trap:
             def __reduce__(self) -> tuple[Any, ...]:

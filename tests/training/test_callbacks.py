@@ -411,10 +411,24 @@ def test_a_model_that_load_could_not_build_keeps_its_state_alone(loader: BatchLo
     assert [path.name for path in tmp_path.iterdir()] == [FILE]
     resumed = Trainer(with_norm(), device="cpu")
     assert len(resumed.fit(loader, epochs=2, resume=tmp_path)) == 2
-    with pytest.raises(
-        InputError, match=r"keep the best Sequential only if load could build it: put @cifarnets.models"
-    ):
+    with pytest.raises(InputError, match=r"can keep no best model, so say best=None, or: Sequential is not registered"):
         fit(with_norm, loader, Checkpoint(tmp_path, "loss"))
+
+
+def test_nor_do_a_subclass_and_a_model_that_was_changed(net: Net, loader: BatchLoader, tmp_path: Path) -> None:
+    class Mine(cifarnets.models.ConvNet):
+        pass
+
+    def changed() -> nn.Module:
+        model: Any = net()
+        model.fc2 = nn.Linear(8, 4)
+        return model
+
+    for name, make in (("subclass", lambda: Mine(num_classes=3)), ("changed", changed)):
+        fit(make, loader, Checkpoint(tmp_path / name))
+        assert [path.name for path in (tmp_path / name).iterdir()] == [FILE]
+        with pytest.raises(InputError, match="can keep no best model"):
+            fit(make, loader, Checkpoint(tmp_path / name, "loss"))
 
 
 def test_the_state_is_saved_every_so_many_batches(net: Net, loader: BatchLoader, tmp_path: Path) -> None:

@@ -119,21 +119,28 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, half: bool = False) 
             it; or its `meta` holds something that JSON cannot say; or a number is too large for float16.
         OutputError: The file cannot be written; one that was there is untouched.
     """
+    if reason := not_loadable(model):
+        raise WeightsError(reason)
+    meta, state = get_meta(model), unwrap(model).state_dict()
+    # Not dataclasses.asdict, which would copy what users put into `training` before JSON can refuse it.
+    return write_weights(path, state, dict(vars(meta)), __version__, half)
+
+
+def not_loadable(model: nn.Module) -> str:
+    """Why `load` could not build a model again from a file, and what to do; empty if it could."""
     meta, kind = get_meta(model), type(unwrap(model))
     # A subclass inherits `meta`, but `load` would build the class that the name stands for.
     if meta is None or model_class(meta.architecture) is not kind:
-        raise WeightsError(
+        return (
             f"{kind.__name__} is not registered, so it could not be loaded again: put "
             "@cifarnets.models.register('name') before its class."
         )
-    state = unwrap(model).state_dict()
-    if faults := _misfits(meta, state):
-        raise WeightsError(
+    if faults := _misfits(meta, unwrap(model).state_dict()):
+        return (
             f"the model is no longer what create({meta.architecture!r}, …) built, so it could not be loaded again: "
             f"{faults}. Pass sizes to create; for other layers, register a class of your own."
         )
-    # Not dataclasses.asdict, which would copy what users put into `training` before JSON can refuse it.
-    return write_weights(path, state, dict(vars(meta)), __version__, half)
+    return ""
 
 
 def load(source: str | os.PathLike[str]) -> nn.Module:
@@ -244,5 +251,10 @@ def _misfits(meta: Meta, tensors: Mapping[str, Tensor]) -> str:
         f"{name} is {list(tensors[name].shape)} instead of {list(state[name].shape)}"
         for name in state.keys() & tensors.keys()
         if tensors[name].shape != state[name].shape
+    ]
+    faults += [
+        f"{name} is {tensors[name].dtype} instead of {state[name].dtype}"
+        for name in state.keys() & tensors.keys()
+        if tensors[name].is_floating_point() != state[name].is_floating_point()
     ]
     return "; ".join(sorted(faults)[:6]) + (f"; and {len(faults) - 6} more" if len(faults) > 6 else "")

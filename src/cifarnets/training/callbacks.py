@@ -12,8 +12,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from cifarnets.atomic import clear_leftovers
 from cifarnets.errors import CallbackError, CifarNetsError, InputError, MissingExtraError
-from cifarnets.models.factory import save
-from cifarnets.models.meta import get_meta
+from cifarnets.models.factory import not_loadable, save
 from cifarnets.training.checkpoint import FILE, write_state
 
 if TYPE_CHECKING:
@@ -312,7 +311,7 @@ class Checkpoint(Callback):
     """Keeps a fit on disk: its whole state, the last model, and the best one.
 
     `checkpoint.safetensors` holds everything that `Trainer.fit(resume=folder)` needs; `last.safetensors` and
-    `best.safetensors` are models for `load`, kept if the model's class is registered. Each is replaced only
+    `best.safetensors` are models for `load`, kept if it could build them again. Each is replaced only
     once its successor is whole. When Ctrl-C or SIGTERM ends the fit, the state is saved first.
 
     Args:
@@ -336,15 +335,15 @@ class Checkpoint(Callback):
         self.every_batches = every_batches
         self.allow_test = allow_test
         self._best = _Best(best) if best else None
+        self._keeps_models = False
 
     def on_fit_start(self, trainer: "Trainer") -> None:
+        reason = not_loadable(trainer.model)
+        self._keeps_models = not reason
         if self._best:
             self._best.check(trainer, "Checkpoint", self.allow_test)
-            if get_meta(trainer.model) is None:
-                raise InputError(
-                    f"Checkpoint can keep the best {type(trainer.model).__name__} only if load could build it: put "
-                    "@cifarnets.models.register('name') before its class, or say best=None."
-                )
+            if reason:
+                raise InputError(f"Checkpoint can keep no best model, so say best=None, or: {reason}")
         if trainer.world.is_main:
             clear_leftovers(self.folder)
 
@@ -354,7 +353,7 @@ class Checkpoint(Callback):
 
     def on_epoch_end(self, trainer: "Trainer") -> None:
         improved = self._best is not None and self._best.improved(trainer)
-        if trainer.world.is_main and get_meta(trainer.model) is not None:
+        if trainer.world.is_main and self._keeps_models:
             save(trainer.eval_model, self.folder / "last.safetensors")
             if improved:
                 save(trainer.eval_model, self.folder / "best.safetensors")
