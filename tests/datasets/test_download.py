@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from filelock import FileLock
 
 from cifarnets.datasets import CIFAR10Normalized, cifar10, download
 from cifarnets.datasets.download import download_cifar10
@@ -175,6 +176,27 @@ def test_a_dataset_downloads_itself(
 
 def test_what_is_there_is_left_alone(tiny_root: Path, host: Host, archive: bytes) -> None:
     assert download_cifar10(tiny_root, sources=[host.add("good", archive)]) == tiny_root
+    assert host.sources["good"].asked == []
+
+
+def test_two_that_ask_at_once_do_not_disturb_each_other(
+    host: Host, archive: bytes, files: dict[str, bytes], root: Path
+) -> None:
+    source = host.add("good", archive, linger=0.3, length=False)
+    together = [threading.Thread(target=download_cifar10, args=(root,), kwargs={"sources": [source]}) for _ in "ab"]
+    for thread in together:
+        thread.start()
+    for thread in together:
+        thread.join()
+    assert host.sources["good"].asked == ["bytes=0-"], "the other found it there"
+    assert_complete(root, files)
+
+
+def test_waiting_for_another_process_ends_with_the_time_limit(host: Host, archive: bytes, root: Path) -> None:
+    root.mkdir(parents=True)
+    waiting = pytest.raises(DownloadError, match="another process is still downloading CIFAR-10 into")
+    with FileLock(f"{part_of(root)}.lock"), waiting:
+        download_cifar10(root, sources=[host.add("good", archive)], time_limit=0.1)
     assert host.sources["good"].asked == []
 
 

@@ -1,5 +1,6 @@
 """Fetching CIFAR-10: several sources of the same bytes, resumed where a try before broke off."""
 
+import contextlib
 import http.client
 import io
 import tarfile
@@ -37,6 +38,7 @@ def download_cifar10(
     """Put CIFAR-10 into `root` in torchvision's layout, unless it is there.
 
     What arrived before an interruption is kept beside it, and the next call goes on from there, whatever the source.
+    Of several processes that ask for it, one downloads and the others wait.
 
     Args:
         root: As in `CIFAR10Normalized`.
@@ -54,14 +56,26 @@ def download_cifar10(
     folder = cifar10.data_root(root)
     if cifar10.is_complete(folder):
         return folder
+    from filelock import FileLock, Timeout
+
     part = folder / f"{ARCHIVE}.part"
+    deadline = None if time_limit is None else time.monotonic() + time_limit
+    lock = FileLock(f"{part}.lock", timeout=-1 if time_limit is None else time_limit)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        part.touch()
+        held = lock.acquire()
+    except Timeout as error:
+        raise DownloadError(f"another process is still downloading CIFAR-10 into {str(folder)!r}.") from error
     except OSError as error:
         raise OutputError(f"cannot write into {str(folder)!r}: {error.strerror}.") from error
-    deadline = None if time_limit is None else time.monotonic() + time_limit
-    _fetch_any(sources, part, deadline)
+    with held:
+        try:
+            if not cifar10.is_complete(folder):
+                part.touch()
+                _fetch_any(sources, part, deadline)
+        finally:
+            with contextlib.suppress(OSError):  # Windows deletes it later
+                Path(lock.lock_file).unlink()
     return folder
 
 
