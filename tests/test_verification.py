@@ -1,5 +1,7 @@
 """`verify`: passes on what was released, and says what differs otherwise."""
 
+import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -72,6 +74,14 @@ def test_logits_that_moved_fail(weights_folder: Path) -> None:
     assert checks["file"].passed is True
     assert checks["golden logits"].passed is False
     assert "within 2.0e-03 (allowed: 1e-03)" in checks["golden logits"].detail
+
+
+@pytest.mark.usefixtures("_no_data")
+def test_a_zipped_package_is_checked_too(weights_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive = shutil.make_archive(str(weights_folder), "zip", weights_folder)
+    monkeypatch.setattr(index, "FOLDER", zipfile.Path(archive))
+    index.releases.cache_clear()
+    assert [check.passed for check in verify([NAME])] == [True, True, None]
 
 
 @pytest.mark.usefixtures("_no_data")

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import resources
 
 import torch
 from torch import Tensor, nn
@@ -75,7 +76,8 @@ def _checks(release: Release, root: str | os.PathLike[str] | None, device: torch
     found = f"SHA-256 {release.sha256[:12]}…, {release.size:,} bytes, {release.parameters:,} parameters"
     file = Check(release.name, "file", True, found)
     try:
-        golden, _ = read_weights(index.FOLDER / index.GOLDEN_FILE)
+        with resources.as_file(index.FOLDER / index.GOLDEN_FILE) as path:
+            golden, _ = read_weights(path)
         images = golden["images"]
         logits, predictions = golden[f"{release.name}.logits"], golden[f"{release.name}.predictions"]
     except WeightsError as error:

@@ -78,6 +78,19 @@ def test_the_teacher_sees_images_as_it_was_trained_on_them(teacher: models.ConvN
         assert torch.equal(soft_labels(other, teacher), expected)
 
 
+def test_a_teacher_that_does_not_say_sees_what_the_dataset_serves(synthetic3: ImageDataset) -> None:
+    seen = []
+
+    class Teacher(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            seen.append(images)
+            return torch.zeros(len(images), 3)
+
+    unit = ImageDataset(synthetic3.images, synthetic3.labels, synthetic3.classes, view="unit")
+    soft_labels(unit, Teacher(), tta=None)
+    assert torch.equal(torch.cat(seen), synthetic3.images / 255)
+
+
 def test_a_teacher_that_answers_nan_and_what_is_no_teacher(teacher: models.ConvNet, synthetic3: ImageDataset) -> None:
     with pytest.raises(InputError, match="a teacher is a model, a name or a path, not 5"):
         soft_labels(synthetic3, 5)  # type: ignore[arg-type]

@@ -164,6 +164,10 @@ class TestOneProcess:
         assert join(torch.device("cpu")) == World()
         leave()
 
+    def test_a_torch_that_lacks_it_is_imported_all_the_same(self) -> None:
+        program = "import sys, torch; sys.modules['torch.distributed.rendezvous'] = None; import cifarnets.training"
+        subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
+
 
 class TestShare:
     """Which images are whose."""

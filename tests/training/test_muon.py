@@ -1,12 +1,15 @@
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from cifarnets import Trainer
 from cifarnets.datasets import BatchLoader, ImageDataset
+from cifarnets.errors import InputError
 from cifarnets.models import create
-from cifarnets.training import make_optimizer, make_schedule
-from cifarnets.training.muon import ConvMuon, orthogonalise
+from cifarnets.training import ConvMuon, make_optimizer, make_schedule
+from cifarnets.training.muon import orthogonalise
+from cifarnets.training.schedules import SCHEDULES
 
 
 def test_orthogonalise_brings_singular_values_near_one() -> None:
@@ -84,6 +87,26 @@ def test_the_trainer_learns_with_it(synthetic3: ImageDataset) -> None:
     )
     history = trainer.fit(BatchLoader(synthetic3, 50, shuffle=True, device="cpu", seed=0), epochs=5)
     assert history[-1]["accuracy"] > 0.9
+
+
+@pytest.mark.parametrize("options", [{"bias_lr": 0.0}, {"head_lr": 0.0}, {"bias_lr": -1.0}])
+def test_rates_that_decay_could_not_be_divided_by(options: dict[str, float]) -> None:
+    with pytest.raises(InputError, match="bias_lr and head_lr must be above 0"):
+        make_optimizer(create("convnet"), "convmuon", options=options)
+
+
+def test_decay_that_it_does_not_part() -> None:
+    with pytest.raises(InputError, match="convmuon decays biases; leave out decay_biases=False"):
+        make_optimizer(create("convnet"), "convmuon", decay_biases=False)
+
+
+@pytest.mark.parametrize("schedule", list(SCHEDULES))
+def test_every_schedule_takes_it(schedule: str) -> None:
+    optimizer = make_optimizer(create("convnet"), "convmuon")
+    made = make_schedule(optimizer, schedule, 10)
+    optimizer.step()
+    made.step()
+    assert [group["momentum"] for group in optimizer.param_groups] == [0.6, 0.85, 0.85]
 
 
 def test_every_parameter_is_trained_whatever_its_shape() -> None:

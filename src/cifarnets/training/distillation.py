@@ -54,7 +54,9 @@ def soft_labels(
         raise InputError(f"a teacher is a model, a name or a path, not {teacher!r}.")
     model = teacher if isinstance(teacher, nn.Module) else load(teacher)
     meta, resolved = get_meta(model), resolve_device(device)
-    mean, std = (meta and meta.mean) or dataset.mean, (meta and meta.std) or dataset.std
+    mean, std = dataset.constants or (dataset.mean, dataset.std)  # what it was trained on, if it does not say
+    if meta and meta.mean and meta.std:
+        mean, std = meta.mean, meta.std
     seen = ImageDataset(dataset.images, dataset.labels, dataset.classes, mean=mean, std=std)
     loader = BatchLoader(seen, 1000, device=resolved, channels_last=True, seed=0)
     class_names(model, loader)  # the same?

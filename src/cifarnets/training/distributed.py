@@ -17,7 +17,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.rendezvous import rendezvous
 from torch.utils.data.distributed import DistributedSampler
 
 from cifarnets.errors import CifarNetsError, TrainingError
@@ -106,6 +105,8 @@ def join(device: torch.device) -> World:
     if not dist.is_initialized():
         if int(os.environ.get("WORLD_SIZE", 1)) == 1 or "RANK" not in os.environ:
             return World()
+        from torch.distributed.rendezvous import rendezvous  # which a torch without distributed lacks
+
         if device.type == "cuda":
             torch.cuda.set_device(device)
         # Its functions take the group of this moment, here None, as a default: imported later, as torch itself would,

@@ -29,8 +29,13 @@ class ConvMuon(Optimizer):
         bias_lr: Of biases, those of BatchNorm included, and of all that is neither a filter nor a matrix.
         head_lr: Of linear layers.
         sgd_momentum: Of biases and linear layers.
-        weight_decay: Decoupled from the rates: each step takes this part of a weight, times the schedule.
-        whiten_until: The part of the fit in which the bias of a whitening layer is trained, 0..1.
+        weight_decay: Of biases and linear layers, decoupled from their rates: divided by the rate before it is added
+            to the gradient, and so to the momentum.
+        whiten_until: The part of the fit in which the bias of a whitening layer is trained, 0..1, under the schedule
+            `triangular`.
+
+    Raises:
+        ValueError: `bias_lr` or `head_lr` is not above 0.
     """
 
     def __init__(
@@ -45,6 +50,8 @@ class ConvMuon(Optimizer):
         weight_decay: float = 4e-3,
         whiten_until: float = 3 / 8,
     ) -> None:
+        if not (bias_lr > 0 and head_lr > 0):
+            raise ValueError("bias_lr and head_lr must be above 0")
         named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         whiten = [p for name, p in named if name.startswith("whiten.")]
         filters = [p for name, p in named if p.ndim == 4 and not name.startswith("whiten.")]

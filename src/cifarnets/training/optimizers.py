@@ -39,7 +39,7 @@ def make_optimizer(
         lr: Learning rate.
         options: Further arguments of the class, such as `{"momentum": 0.9}`.
         decay_biases: Whether weight decay applies to biases and normalisation layers, the parameters of fewer than
-            two dimensions, too.
+            two dimensions, too; with `convmuon` it does.
 
     Raises:
         UnknownNameError: torch has no optimizer of that name.
@@ -60,6 +60,8 @@ def make_optimizer(
         )
     groups: Any = parameters
     if cls is ConvMuon:  # tells by their names what they are
+        if not decay_biases:
+            raise InputError("convmuon decays biases; leave out decay_biases=False, or say weight_decay=0.")
         groups = model
     elif not decay_biases:
         groups = [

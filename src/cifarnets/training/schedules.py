@@ -51,7 +51,8 @@ def one_cycle(optimizer: Optimizer, steps: int, **options: Any) -> LRScheduler:
         options: Further arguments of `OneCycleLR`.
     """
     peaks = [group["lr"] for group in optimizer.param_groups]
-    if not any({"momentum", "betas"} & group.keys() and group.get("momentum", 1) for group in optimizer.param_groups):
+    has_momentum = {"momentum", "betas"} & optimizer.defaults.keys()  # which is where torch looks for it
+    if not has_momentum or not any(group.get("momentum", 1) for group in optimizer.param_groups):
         options.setdefault("cycle_momentum", False)
     return OneCycleLR(optimizer, peaks, total_steps=max(steps, 2), **options)
 
