@@ -35,6 +35,7 @@ def worker(images: int, epochs: int) -> None:
     print("ready", flush=True)
     if sys.stdin.readline():  # nothing where the one that started this has ended
         trainer.fit(loader, epochs=epochs)
+        print("done", flush=True)
 
 
 def seconds_of(count: int, images: int, epochs: int) -> float:
@@ -52,19 +53,25 @@ def seconds_of(count: int, images: int, epochs: int) -> float:
         )
         for _ in range(count)
     ]
-    for process in running:
-        assert process.stdout is not None
-        if process.stdout.readline().strip() != "ready":
-            raise SystemExit("a process ended before it was ready; its error stands above.")
+    await_all(running, "ready")
     started = time.perf_counter()
     for process in running:
         assert process.stdin is not None
         process.stdin.write("\n")
         process.stdin.flush()
-    codes = [process.wait() for process in running]
-    if any(codes):
-        raise SystemExit("a process failed; its error stands above.")
-    return time.perf_counter() - started
+    await_all(running, "done")
+    seconds = time.perf_counter() - started
+    for process in running:
+        process.wait()
+    return seconds
+
+
+def await_all(running: list["subprocess.Popen[str]"], word: str) -> None:
+    """Until each process has said the word."""
+    for process in running:
+        assert process.stdout is not None
+        if process.stdout.readline().strip() != word:
+            raise SystemExit(f"a process ended before it was {word}; its error stands above.")
 
 
 def main() -> None:

@@ -10,6 +10,9 @@ from cifarnets.errors import InputError
 # torch reads this when it makes its first tensor; another setting stands.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
+# cuBLAS wants this for deterministic algorithms, and may look for it once only, when it is first used.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
 
 def resolve_device(device: str | torch.device = "auto") -> torch.device:
     """The torch device for a name; `"auto"` is the first at hand of CUDA, MPS and CPU.

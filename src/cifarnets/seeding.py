@@ -1,7 +1,6 @@
 """Random numbers, and algorithms, that can be repeated."""
 
 import contextlib
-import os
 import random
 from collections.abc import Iterator
 from typing import Any
@@ -70,7 +69,6 @@ def deterministic_algorithms(wanted: bool = True) -> Iterator[None]:
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
     )
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
     torch.use_deterministic_algorithms(True)
     try:
         yield

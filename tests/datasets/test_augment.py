@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -104,6 +106,19 @@ def test_alternating_flips_show_both_sides_in_two_epochs() -> None:
     assert torch.equal(first, second.flip(-1))
     assert torch.equal(first, third)
     assert not torch.equal(first, IMAGES.float() / 255)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("flip", ["random", None])
+def test_the_way_of_devices_that_copy_views_gives_the_same(
+    flip: Any, channels_last: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: Any = {"augment": Augment(flip=flip, translate=2), "shuffle": True, "channels_last": channels_last}
+    expected = [images for images, _ in _loader(**options)]
+    monkeypatch.setattr("cifarnets.datasets.augment._reads_through_views", lambda _: False)
+    for images, other in zip(expected, (images for images, _ in _loader(**options)), strict=True):
+        assert torch.equal(images, other)
+        assert images.stride() == other.stride()
 
 
 def test_what_a_batch_looks_like_depends_on_seed_and_epoch_alone() -> None:

@@ -1,8 +1,10 @@
 """In which numbers a step computes."""
 
 import copy
+import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from cifarnets import Trainer
 from cifarnets.datasets import BatchLoader, ImageDataset
 from cifarnets.errors import InputError
 from cifarnets.training import Checkpoint
-from cifarnets.training.precision import autocast_dtype
+from cifarnets.training.precision import autocast_dtype, grad_scaler
 
 Net = Callable[..., nn.Module]
 CPU, CUDA, MPS = (torch.device(name) for name in ("cpu", "cuda", "mps"))
@@ -95,6 +97,27 @@ def test_bf16_computes_in_bf16_and_keeps_weights_in_float32(net: Net, train: Ima
     assert half.history.column("loss") != full.history.column("loss")
 
 
+def test_fused_optimizers_leave_overflows_to_the_scaler(net: Net) -> None:
+    optimizer = torch.optim.SGD(net().parameters(), lr=0.1, momentum=0.9, fused=True)
+    assert optimizer._step_supports_amp_scaling  # type: ignore[attr-defined]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that there is no CUDA here
+        grad_scaler(torch.float16, optimizer)
+    assert not optimizer._step_supports_amp_scaling  # type: ignore[attr-defined]
+    assert not grad_scaler(torch.bfloat16, optimizer).is_enabled()
+
+
+@pytest.mark.gpu
+def test_on_cuda_an_overflow_at_the_first_step_leaves_no_trace(net: Net, train: ImageDataset) -> None:
+    options: dict[str, Any] = {"optimizer_options": {"momentum": 0.9, "fused": True}, "precision": "fp16"}
+    trainer = Trainer(net(), lr=0.1, device="cuda", deterministic=True, progress=False, **options)
+    trainer._scaler.scale(torch.zeros((), device="cuda"))  # makes its number
+    trainer._scaler.update(2.0**40)
+    trainer.fit(BatchLoader(train, 4, True, device="cuda", seed=0), epochs=4)
+    assert 0 < trainer.step < 40, "some steps overflowed, and some did not"
+    assert all(parameter.isfinite().all() for parameter in trainer.model.parameters())
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["bf16", "fp16", "auto"])
 def test_on_cuda(net: Net, train: ImageDataset, tmp_path: Path, precision: str) -> None:
@@ -104,7 +127,11 @@ def test_on_cuda(net: Net, train: ImageDataset, tmp_path: Path, precision: str) 
     model = net()
     reference = Trainer(copy.deepcopy(model), lr=0.1, device="cuda").fit(loader(), epochs=4)
     trainer = Trainer(model, precision=precision, lr=0.1, callbacks=[Checkpoint(tmp_path)], device="cuda")  # type: ignore[arg-type]
+    seen = set()
+    model.register_forward_hook(lambda _model, _images, logits: seen.add(logits.dtype))
     history = trainer.fit(loader(), epochs=4)
+    assert seen == {trainer.dtype}
+    assert trainer.step > 0
     # fp16 leaves out the first steps, until the scale of the gradients fits.
     assert history.column("loss") == pytest.approx(reference.column("loss"), rel=0.1)
     assert {value.dtype for value in model.state_dict().values()} == {torch.float32}

@@ -339,9 +339,8 @@ def test_channels_last_computes_the_same(net: Net, train: ImageDataset) -> None:
 
 @pytest.mark.parametrize("before", [False, True])
 def test_deterministic_algorithms_are_asked_for_during_the_fit_alone(
-    net: Net, loader: BatchLoader, before: bool, monkeypatch: pytest.MonkeyPatch
+    net: Net, loader: BatchLoader, before: bool
 ) -> None:
-    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     seen: list[bool] = []
     note = Each(lambda *_: seen.append(torch.are_deterministic_algorithms_enabled()))
     torch.use_deterministic_algorithms(before)
@@ -354,8 +353,6 @@ def test_deterministic_algorithms_are_asked_for_during_the_fit_alone(
         assert torch.are_deterministic_algorithms_enabled() is before
     finally:
         torch.use_deterministic_algorithms(False)
-        monkeypatch.undo()
-        os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
 
 
 def test_a_compiled_model_leaves_no_trace(
@@ -1117,6 +1114,36 @@ def test_on_cuda_a_resumed_fit_ends_as_if_never_stopped(net: Net, train: ImageDa
 
 
 @pytest.mark.gpu
+@pytest.mark.usefixtures("_exact_cuda")
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "convmuon"])
+def test_on_cuda_every_option_at_once_is_that_of_the_cpu(net: Net, train: ImageDataset, optimizer: str) -> None:
+    options: dict[str, Any] = {"optimizer": optimizer, "accumulate": 2, "clip_norm": 0.5, "label_smoothing": 0.1}
+    if optimizer == "convmuon":
+        options["optimizer_options"] = {"bias_lr": 0.05, "head_lr": 0.05}
+    else:
+        options["optimizer_options"] = {"fused": True, **({"momentum": 0.9} if optimizer == "sgd" else {})}
+    weights = []
+    for device in ("cpu", "cuda"):
+        loader = BatchLoader(train, 9, True, device=device, seed=0)
+        average = EMA(0.5)
+        Trainer(net(), lr=0.01, device=device, callbacks=[average], progress=False, **options).fit(loader, epochs=2)
+        assert average.average is not None
+        weights.append({name: tensor.cpu() for name, tensor in average.average.module.state_dict().items()})
+    tolerance = 0.05 if optimizer == "convmuon" else 1e-3  # its iteration is in bfloat16 there
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(weights[1][name], tensor, rtol=0, atol=tolerance)
+
+
+@pytest.mark.gpu
+def test_on_cuda_a_label_that_no_output_means_is_named_in_any_batch(net: Net) -> None:
+    images = torch.randn(4, 3, 32, 32)
+    batches = [(images, torch.zeros(4, dtype=torch.int64)), (images, torch.full((4,), 7))]
+    with pytest.raises(InputError, match=r"batch 2: labels run from 7 to 7, but the model has 3 outputs"):
+        Trainer(net(), device="cuda", progress=False).fit(batches, epochs=1)
+
+
+@pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores")  # which are off on purpose
 @pytest.mark.usefixtures("_exact_cuda")
 def test_on_cuda_a_compiled_fit_learns_the_same(net: Net, train: ImageDataset) -> None:
     losses = []

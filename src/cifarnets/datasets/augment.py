@@ -83,6 +83,12 @@ class Augmenter:
             reach = sum((size - 1) * step for size, step in zip(shape, steps[1:], strict=True))
             self._windows = images.as_strided((images.numel() - reach, *shape), (1, *steps[1:]))
             self._steps = steps[0], steps[self._rows], steps[self._columns]
+        self._places: Tensor | None = None
+        if pad and not _reads_through_views(images.device):
+            first, second, third = (torch.arange(size) * step for size, step in zip(shape, steps[1:], strict=True))
+            places = first[:, None, None] + second[:, None] + third
+            self._places = places.to(images.device)
+            self._windows = images.flatten()
 
     @property
     def mixes(self) -> bool:
@@ -111,7 +117,11 @@ class Augmenter:
 
     def take(self, chosen: Tensor) -> Tensor:
         """The images at `chosen`, shifted and flipped: uint8, `[B, C, H, W]` or `[B, H, W, C]`."""
-        return self._windows.index_select(0, self._starts.index_select(0, chosen))
+        starts = self._starts.index_select(0, chosen)
+        if self._places is None:
+            return self._windows.index_select(0, starts)
+        places = starts[:, None, None, None] + self._places
+        return self._windows.index_select(0, places.flatten()).view(places.shape)
 
     def blank(self, images: Tensor, chosen: Tensor) -> Tensor:
         """Cut the holes into the float images, laid out as `take` gives them, that were taken at `chosen`, in place."""
@@ -150,6 +160,11 @@ class Augmenter:
         images[rectangle] = others[rectangle]
         area: int = max(spans[0].stop - spans[0].start, 0) * max(spans[1].stop - spans[1].start, 0)
         return 1 - area / (height * width)
+
+
+def _reads_through_views(device: torch.device) -> bool:
+    """Whether index_select reads from a view where it is; Metal's copies the view first, here a thousand GB."""
+    return device.type != "mps"
 
 
 def _reflection(size: int, pad: int) -> Tensor:

@@ -70,8 +70,8 @@ class Airbench(nn.Module):
             images: Some thousand training images as the model is fed them, `[N, in_channels, H, W]`.
         """
         channels = images.shape[1]
-        # On the CPU, for not every device has float64.
-        patches = F.unfold(images.cpu(), 2).transpose(1, 2).reshape(-1, channels * 4).double()
+        images = images.cpu() if images.device.type == "mps" else images  # which has no float64
+        patches = F.unfold(images, 2).transpose(1, 2).reshape(-1, channels * 4).double()
         values, vectors = torch.linalg.eigh(patches.T @ patches / len(patches))
         whitening = (vectors / (values + 5e-4).sqrt()).T.flip(0).view(-1, channels, 2, 2)
         self.whiten.weight.copy_(torch.cat([whitening, -whitening]))

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.data.distributed import DistributedSampler
 
-from cifarnets.errors import CifarNetsError, TrainingError
+from cifarnets.errors import CifarNetsError, InputError, TrainingError
 from cifarnets.evaluation import Batches, Evaluation, as_pair, collect_logits, measure
 
 TIMEOUT = timedelta(minutes=10)
@@ -99,12 +99,18 @@ class World:
 
 
 def join(device: torch.device) -> World:
-    """The world that this process is part of: joined on the first call if `torchrun` started it, else just itself."""
+    """The world that this process is part of: joined on the first call if `torchrun` started it, else just itself.
+
+    Raises:
+        InputError: There are several processes, and torch cannot let them talk on this device.
+    """
     if not dist.is_available():
         return World()
     if not dist.is_initialized():
         if int(os.environ.get("WORLD_SIZE", 1)) == 1 or "RANK" not in os.environ:
             return World()
+        if device.type == "mps":
+            raise InputError("several processes cannot share out work on mps; choose the CPU (`--device cpu`).")
         from torch.distributed.rendezvous import rendezvous  # which a torch without distributed lacks
 
         if device.type == "cuda":

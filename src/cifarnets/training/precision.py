@@ -29,6 +29,14 @@ def autocast_dtype(precision: Precision, device: torch.device) -> torch.dtype | 
     return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
 
+def grad_scaler(dtype: torch.dtype | None, optimizer: torch.optim.Optimizer) -> torch.amp.GradScaler:
+    """Scales gradients in fp16, and leaves out the steps for which they overflow; in all else it does nothing."""
+    if dtype is torch.float16:
+        # A fused optimizer would look after overflows itself, but its first step keeps memory that was never filled.
+        optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+    return torch.amp.GradScaler("cuda", enabled=dtype is torch.float16)
+
+
 def _cpu_has_bf16() -> bool:
     # torch has no public question for this; a missing private one means no.
     questions = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")

@@ -24,7 +24,7 @@ from cifarnets.training.callbacks import Callback, Checkpoint, ProgressBar, call
 from cifarnets.training.checkpoint import FILE, read_state
 from cifarnets.training.history import History
 from cifarnets.training.optimizers import OptimizerLike, make_optimizer, parameters_of
-from cifarnets.training.precision import Precision, autocast_dtype
+from cifarnets.training.precision import Precision, autocast_dtype, grad_scaler
 from cifarnets.training.resume import collect, open_epoch, restore
 from cifarnets.training.schedules import ScheduleLike, count_steps, start_schedule
 from cifarnets.training.signals import asking, fetch
@@ -119,6 +119,7 @@ class Trainer:
         if clip_norm is not None and not clip_norm > 0:
             raise InputError(f"clip_norm must be above 0, or None for no limit, not {clip_norm}.")
         self.device = resolve_device(device)
+        self._on_cuda = self.device.type == "cuda"  # where a copy may go on by itself; MPS reads what is gone by then
         self.world = distributed.join(self.device)
         self._layout = torch.channels_last if channels_last else torch.preserve_format
         self._input_dtype = input_dtype(model)
@@ -133,7 +134,7 @@ class Trainer:
         self.accumulate = accumulate
         self.clip_norm = clip_norm
         self.dtype = autocast_dtype(precision, self.device)
-        self._scaler = torch.amp.GradScaler("cuda", enabled=self.dtype is torch.float16)
+        self._scaler = grad_scaler(self.dtype, self.optimizer)
         forward = self.world.wrap(self.model)  # `self.model` stays bare, so nothing of this is ever saved
         self._forward: Any = torch.compile(forward) if compile else forward
         self.deterministic = deterministic
@@ -277,13 +278,13 @@ class Trainer:
         if not whole:
             raise InputError(f"{where}: the batch is empty.")
         check_batch(self.model, images, labels, where, soft=True)
-        images = images.to(self.device, self._input_dtype, non_blocking=True, memory_format=self._layout)
-        labels = labels.to(self.device, non_blocking=True)
-        answers = labels if labels.ndim == 1 else labels.argmax(1)
+        images = images.to(self.device, self._input_dtype, non_blocking=self._on_cuda, memory_format=self._layout)
+        answers = labels if labels.ndim == 1 else labels.argmax(1)  # where they lie, so that no check of them waits
+        labels = labels.to(self.device, non_blocking=self._on_cuda)
         with torch.autocast(self.device.type, self.dtype) if self.dtype else contextlib.nullcontext():
             with explaining(images, where):
                 logits = self._forward(images)
-            if self.batch == 0 and len(labels):
+            if len(labels) and (self.batch == 0 or answers.device.type != self.device.type):
                 check_labels(answers, logits.shape[1], f"{where}: labels")
             try:
                 loss = self.loss(logits, labels) if len(labels) else logits.sum() * 0
@@ -293,17 +294,16 @@ class Trainer:
         if self.device.type == "cpu" and not math.isfinite(loss.item()):
             raise diverged(loss.item(), where, images)
         # Gradients are averaged over processes and batches, so each weighs as many images as it had.
-        weight = len(labels) * self.world.size / whole
+        weight = len(labels) * self.world.size / whole / self.accumulate
         scaled = loss if weight == 1 else loss * weight
-        if self.accumulate > 1:
-            scaled = scaled / self.accumulate
         self._scaler.scale(scaled).backward()
         self.batch += 1
         if self.batch % self.accumulate == 0:
             self._update()
         self.last_loss = loss.detach()
         share = self.last_loss if self.world.size == 1 else self.last_loss * (len(labels) / whole)
-        self.tally.add(share, (logits.detach().argmax(1) == answers).sum(), whole)
+        right = logits.detach().argmax(1) == answers.to(self.device, non_blocking=self._on_cuda)
+        self.tally.add(share, right.sum(), whole)
 
     def _update(self) -> None:
         """One optimizer step from the gradients at hand, and the schedule's next rate."""
