@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -57,9 +58,9 @@ def recipe_of(folder: str | Path) -> dict[str, Any]:
     return content
 
 
-def fails(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+def fails(capsys: pytest.CaptureFixture[str], *words: str, status: int = 1) -> str:
     """Run a command that cannot work, and give its one message."""
-    assert main(words) == 1
+    assert main(words) == status
     printed = capsys.readouterr()
     assert printed.err.startswith("cifarnets: ")
     assert "Traceback" not in printed.err
@@ -106,7 +107,7 @@ class TestList:
         )
 
     def test_accuracy_of_what_has_none(self, capsys: pytest.CaptureFixture[str]) -> None:
-        assert "only released weights have an accuracy" in fails(capsys, "list", "--sort", "accuracy")
+        assert "only released weights have an accuracy" in fails(capsys, "list", "--sort", "accuracy", status=2)
 
 
 class TestVerify:
@@ -349,6 +350,28 @@ class TestTrain:
         assert main([*words, "--out", "whole"]) == 0
         model, other = (load(f"{folder}/model.safetensors").state_dict() for folder in ("stopped", "whole"))
         assert all(torch.equal(model[key], other[key]) for key in model)
+
+    def test_the_advice_names_all_that_is_needed(
+        self, tiny_root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setattr(cli, "ArticleLog", Stop)
+        words = ["train", "convnet", "--device", "cpu", "--epochs", "3", "--data-root", str(tiny_root)]
+        assert main([*words, "--out", "my runs/a"]) == 130
+        advice = capsys.readouterr().out.splitlines()[-1]
+        assert shlex.split(advice)[1:] == ["train", "--resume", "my runs/a", "--data-root", str(tiny_root)]
+
+    @pytest.mark.parametrize(
+        ("words", "message"),
+        [
+            (["--optimizer", "adamw", "--option", "betas=[0.9]"], "AdamW refuses"),
+            (["--option", "fused=true", "--option", "foreach=true"], "SGD refuses"),
+            (["--schedule", "one_cycle", "--schedule-option", "div_factor=0"], "the schedule 'one_cycle' refuses"),
+        ],
+    )
+    def test_options_that_torch_stumbles_over(
+        self, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert message in fails(capsys, *TRAIN, *words)
         assert Path("stopped/evaluation.json").read_bytes() == Path("whole/evaluation.json").read_bytes()
 
     def test_ctrl_c_at_once(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -388,7 +411,7 @@ class TestTrain:
         assert not Path("nowhere").exists()
 
     def test_without_a_name(self, capsys: pytest.CaptureFixture[str]) -> None:
-        assert fails(capsys, "train") == (
+        assert fails(capsys, "train", status=2) == (
             "cifarnets: name a model of `cifarnets list`, a recipe (--recipe NAME), or a run to go on with "
             "(--resume DIR).\n"
         )
@@ -404,13 +427,15 @@ class TestTrain:
         assert (recipe["epochs"], recipe["lr"], recipe["batch_size"], recipe["synthetic"]) == (1, 0.02, 25, True)
         assert recipe["optimizer_options"] == {"momentum": 0.9, "nesterov": True}
         assert recipe["config"] == {"hidden": 8, "num_classes": 11}
-        assert "name a model (convnet) or a recipe (mine.toml), not both." in fails(capsys, *words, "convnet")
+        both = fails(capsys, *words, "convnet", status=2)
+        assert "name a model (convnet) or a recipe (mine.toml), not both." in both
         assert "unknown recipe 'convnet.cifar'. Did you mean 'convnet.cifar3'?" in fails(
             capsys, "train", "--recipe", "convnet.cifar"
         )
 
     def test_a_run_goes_on_in_its_own_folder(self, capsys: pytest.CaptureFixture[str]) -> None:
-        assert "--resume names it already, so drop --out" in fails(capsys, *TRAIN, "--resume", "a", "--out", "b")
+        said = fails(capsys, *TRAIN, "--resume", "a", "--out", "b", status=2)
+        assert "--resume names it already, so drop --out" in said
 
     def test_a_recipe_of_a_file_names_the_run(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (tmp_path / "elsewhere").mkdir()
@@ -706,9 +731,9 @@ class TestWhatIsSaidInVain:
     """Words that would change nothing are refused, not swallowed."""
 
     def test_a_resumed_run_keeps_its_recipe(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-        assert "drop --epochs, --channels-last" in fails(
-            capsys, "train", "--resume", str(tmp_path), "--epochs", "50", "--channels-last"
-        )
+        words = ["--epochs", "50", "--channels-last", "--option", "momentum=0.9", "--no-decay-biases"]
+        said = fails(capsys, "train", "--resume", str(tmp_path), *words, status=2)
+        assert {*re.findall(r"--[a-z-]+", said)} == {"--epochs", "--channels-last", "--option", "--no-decay-biases"}
 
     def test_options_of_no_schedule(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert "belong to a named schedule" in fails(capsys, *TRAIN, "--schedule-option", "gamma=0.5")

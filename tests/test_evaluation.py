@@ -302,8 +302,8 @@ class TestLeavesNoTrace:
     @pytest.mark.gpu
     def test_the_model_comes_home(self) -> None:
         model = models.create("convnet", num_classes=3).train()
-        result = evaluate(model, batches_of(torch.tensor([0, 1, 2, 0, 1])), "cuda")
-        assert result.n == 5
+        batches = batches_of(torch.tensor([0, 1, 2, 0, 1]))
+        assert evaluate(model, batches, "cuda").loss == pytest.approx(evaluate(model, batches, "cpu").loss, rel=1e-3)
         assert {p.device.type for p in model.parameters()} == {"cpu"}
         on_gpu = model.cuda()
         evaluate(on_gpu, batches_of(torch.tensor([0])), "cpu")
@@ -404,6 +404,28 @@ class TestEvaluation:
     def test_it_cannot_be_changed(self, result: Evaluation) -> None:
         with pytest.raises(dataclasses.FrozenInstanceError):
             result.accuracy = 1.0  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("answer", "what"),
+    [
+        (lambda x: x.new_zeros(len(x), 10, 1, 1), r"\[4, 10, 1, 1\]"),
+        (lambda x: (x.new_zeros(len(x), 10), None), "tuple"),
+    ],
+)
+def test_a_model_that_gives_no_logits(answer: Any, what: str) -> None:
+    class Odd(nn.Module):
+        def forward(self, x: torch.Tensor) -> Any:
+            return answer(x)
+
+    with pytest.raises(InputError, match=rf"a model must give logits \[B, K\], not {what}"):
+        evaluate(Odd(), [(torch.zeros(4, 3, 32, 32), torch.zeros(4, dtype=torch.int64))], "cpu")
+
+
+def test_a_dataset_whose_classes_are_no_names(synthetic3: ImageDataset) -> None:
+    loader = DataLoader(synthetic3.select(range(8)), batch_size=4)
+    loader.dataset.classes = 3  # type: ignore[attr-defined]
+    assert evaluate(models.create("convnet", num_classes=3), loader, "cpu").per_class.keys() <= {*"012"}
 
 
 def test_labels_that_mean_something_else_are_refused(synthetic3: ImageDataset) -> None:

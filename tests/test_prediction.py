@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from cifarnets import features, load, models, predict, save
+from cifarnets import features, load, models, predict, prediction, save
 from cifarnets.datasets import CIFAR10Normalized, ImageDataset, normalize
 from cifarnets.errors import DataNotFoundError, InputError, UnknownNameError
 
@@ -449,6 +449,18 @@ def test_features_of_every_family(name: str, layer: str | None, shape: tuple[int
     assert not one.requires_grad
     assert model.training  # as it was
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_many_pictures_go_through_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, pictures = load("convnet.cifar3"), torch.rand(7, 3, 32, 32)
+    whole = predict(model, pictures, topk=3), features(model, pictures, "conv1")
+    monkeypatch.setattr(prediction, "BATCH", 3)
+    seen: list[int] = []
+    model.conv1.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    parts = predict(model, pictures, topk=3), features(model, pictures, "conv1")
+    assert seen == [3, 3, 1, 3, 3, 1]
+    assert torch.allclose(parts[1], whole[1], atol=1e-6)
+    assert [[name for name, _ in one] for one in parts[0]] == [[name for name, _ in one] for one in whole[0]]
 
 
 def test_features_are_what_the_layer_answers_in_eval_mode() -> None:

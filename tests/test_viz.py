@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import PIL.Image
@@ -102,6 +102,10 @@ class TestShow:
         for nothing in ([], torch.zeros(0, 3, 32, 32)):
             with pytest.raises(InputError, match="there is no image to show"):
                 show(nothing)
+        others: list[Any] = [(torch.zeros(3, 8, 8), 3), "plane.png", 5]  # the first is an item of a dataset
+        for other in others:
+            with pytest.raises(InputError, match=r"a picture is a PIL image or a tensor, not (int|str)"):
+                show(other)
 
     def test_constants_belong_together_and_fit_the_channels(self, image: Tensor) -> None:
         for half in ({"mean": (0, 0, 0)}, {"std": (1, 1, 1)}):

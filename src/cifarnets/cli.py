@@ -3,6 +3,8 @@
 import argparse
 import json
 import os
+import shlex
+import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -39,7 +41,7 @@ examples:
   cifarnets list --pretrained --sort accuracy
   cifarnets predict convnet plane.png ship.jpg --topk 3
   cifarnets verify                                     are the released weights what they are said to be?
-  cifarnets train convnet --classes airplane,automobile,ship --epochs 100
+  cifarnets train convnet --classes airplane,automobile,ship --epochs 100 --out runs/convnet
   cifarnets train --recipe convnet.cifar3 --seed 1
   cifarnets evaluate runs/convnet/model.safetensors
   cifarnets predict runs/convnet/model.safetensors plane.png ship.jpg --topk 3
@@ -49,6 +51,10 @@ Exit status: 0 success, 1 failure, 2 bad usage, 130 interrupted by Ctrl-C.
 """
 
 
+class _UsageError(InputError):
+    """Words that make no sense together."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
 
@@ -56,14 +62,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Words after `cifarnets`; None takes them from the command line.
 
     Returns:
-        The exit status: 0, 1 for an error that the user can mend, 130 after Ctrl-C.
+        The exit status: 0, 1 for an error that the user can mend, 2 for words that do not go together, 130 after
+        Ctrl-C.
 
     Raises:
         SystemExit: 2, from argparse, when the words make no sense; 0 after `--help` and `--version`.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a terminal or file that cannot say × gets a question mark, no traceback
-            stream.reconfigure(errors="replace")
+            stream.reconfigure(errors="replace", line_buffering=True)  # so that `tail -f` sees each line
     options = _parser().parse_args(arguments)
     try:
         status = int(options.command(options) or 0)
@@ -71,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return status
     except CifarNetsError as error:
         print(f"cifarnets: {error}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, _UsageError) else 1
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
@@ -81,6 +88,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _list(options: argparse.Namespace) -> None:
+    if options.sort == "accuracy" and not options.pretrained:
+        raise _UsageError("only released weights have an accuracy to sort by: add --pretrained.")
     names = cifarnets.models.list_models(
         options.pattern,
         pretrained=options.pretrained,
@@ -157,17 +166,17 @@ def _train(options: argparse.Namespace) -> int:
     said = {key: getattr(options, key) for key in options.changes if hasattr(options, key)}
     if options.name is None and options.recipe is None:
         if options.resume is None:
-            raise InputError(
+            raise _UsageError(
                 "name a model of `cifarnets list`, a recipe (--recipe NAME), or a run to go on with (--resume DIR)."
             )
         if said:
-            words = ", ".join(f"--{key.replace('_', '-')}" for key in said)
-            raise InputError(f"a run goes on with the recipe that it was started with; drop {words}.")
+            words = ", ".join(options.changes[key] for key in said)
+            raise _UsageError(f"a run goes on with the recipe that it was started with; drop {words}.")
         recipe = None
     else:
         recipe = _recipe(options, said)
     if options.resume is not None and options.out is not None:
-        raise InputError("a run is gone on with in its own folder: --resume names it already, so drop --out.")
+        raise _UsageError("a run is gone on with in its own folder: --resume names it already, so drop --out.")
     folder = options.resume or options.out
     if folder is None:
         folder = _new_folder(Path("runs") / (options.name or recipe_name(options.recipe)))
@@ -185,13 +194,13 @@ def _train(options: argparse.Namespace) -> int:
         for name, evaluation in result.evaluations.items():
             print(f"Accuracy {name}: {evaluation.accuracy:.4f}")
         print(f"The run is in {folder}: {', '.join(sorted(path.name for path in result.folder.iterdir()))}")
-    return _ended(result)
+    return _ended(result, options)
 
 
 def _recipe(options: argparse.Namespace, said: dict[str, Any]) -> Recipe:
     """The recipe that was asked for, with what was said beside it changed."""
     if options.name is not None and options.recipe is not None:
-        raise InputError(f"name a model ({options.name}) or a recipe ({options.recipe}), not both.")
+        raise _UsageError(f"name a model ({options.name}) or a recipe ({options.recipe}), not both.")
     recipe = Recipe(options.name) if options.recipe is None else load_recipe(options.recipe)
     changes = dict(said)
     if "num_classes" in said:
@@ -277,7 +286,7 @@ def _demo(options: argparse.Namespace) -> int:
     }
     for name, meaning in contents.items():
         print(f"  {name:<18} {meaning}")
-    return _ended(result)
+    return _ended(result, options)
 
 
 def _find_cifar10(options: argparse.Namespace) -> bool:
@@ -301,14 +310,16 @@ def _new_folder(stem: Path) -> Path:
     return next(path for path in map(Path, names) if not path.exists())
 
 
-def _ended(result: Run) -> int:
-    if result.interrupted:
+def _ended(result: Run, options: argparse.Namespace) -> int:
+    if result.interrupted and result.evaluations:  # in the process that writes
+        words = ["cifarnets", "train", "--resume", str(result.folder)]
+        if options.data_root is not None and not result.recipe.synthetic:
+            words += ["--data-root", str(options.data_root)]
         print(
             f"Stopped after {len(result.history)} of {result.recipe.epochs} epochs. Go on from the very batch with:\n"
-            f"  cifarnets train --resume {result.folder}"
+            f"  {subprocess.list2cmdline(words) if os.name == 'nt' else shlex.join(words)}"
         )
-        return 130
-    return 0
+    return 130 if result.interrupted else 0
 
 
 def _print_json(content: Any) -> None:
@@ -402,7 +413,8 @@ def _parser() -> argparse.ArgumentParser:
     fast.add_argument("--compile", help="torch.compile the model", **switch)
     fast.add_argument("--channels-last", help="[N, H, W, C] in memory", **switch)
     fast.add_argument("--deterministic", help="deterministic algorithms only", **switch)
-    train.set_defaults(changes=[action.dest for group in (what, how, fast) for action in group._group_actions])
+    actions = [action for group in (what, how, fast) for action in group._group_actions]
+    train.set_defaults(changes={action.dest: action.option_strings[-1] for action in actions})
 
     views = argparse.ArgumentParser(add_help=False)
     views.add_argument("--tta", choices=get_args(TTA), help="test-time augmentation: the mean of several views")

@@ -86,15 +86,15 @@ def collect_logits(
     Raises:
         InputError: There is no batch, or one does not fit the model.
     """
-    logits, labels = [], []
+    logits, labels, dtype = [], [], input_dtype(model)
     with evaluating(model, device):
         for index, batch in enumerate(batches):
             where = f"batch {index + 1}"
-            images, answers = (part.to(device) for part in as_pair(batch, where))
+            images, answers = as_pair(batch, where)
             check_batch(model, images, answers, where)
             with explaining(images, where):
-                logits.append(answer(model, images.to(input_dtype(model)), tta))
-            labels.append(answers)
+                logits.append(answer(model, images.to(device, dtype), tta))
+            labels.append(answers.to(device))
     if not labels:
         raise InputError("the loader gave no batch, so there is nothing to evaluate.")
     return torch.cat(logits).cpu(), torch.cat(labels).cpu()
@@ -104,16 +104,23 @@ def answer(model: nn.Module, images: Tensor, tta: TTA | None = None) -> Tensor:
     """The model's float32 logits `[B, K]`, with test-time augmentation if asked for.
 
     Raises:
-        InputError: There is no such augmentation.
+        InputError: There is no such augmentation, or the model gives something else.
     """
     if tta not in (None, "mirror", "mirror_shift"):
         raise InputError(f"tta must be 'mirror', 'mirror_shift' or None, not {tta!r}.")
 
+    def logits(view: Tensor) -> Tensor:
+        found = model(view)
+        if not isinstance(found, Tensor) or found.ndim != 2:
+            kind = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            raise InputError(f"a model must give logits [B, K], not {kind}.")
+        return found.float()
+
     def both_sides(view: Tensor) -> Tensor:
-        return (model(view).float() + model(view.flip(-1)).float()) / 2  # type: ignore[no-any-return]
+        return (logits(view) + logits(view.flip(-1))) / 2
 
     if tta is None:
-        return model(images).float()  # type: ignore[no-any-return]
+        return logits(images)
     if tta == "mirror":
         return both_sides(images)
     height, width = images.shape[2:]
@@ -159,6 +166,8 @@ def class_names(model: nn.Module, loader: object) -> tuple[str, ...] | None:
     meta = get_meta(model)
     own = meta.classes if meta else None
     classes = getattr(getattr(loader, "dataset", None), "classes", None)
+    if not isinstance(classes, (list, tuple)):  # a dataset may call something else so, such as their number
+        classes = None
     if own is not None and classes is not None and tuple(classes) != own:
         raise InputError(
             f"the loader's classes ({', '.join(classes)}) are not those that the model was trained on "

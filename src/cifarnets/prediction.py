@@ -24,6 +24,8 @@ Prediction: TypeAlias = list[tuple[str, float]]
 
 Image: TypeAlias = "str | os.PathLike[str] | PIL.Image.Image | np.ndarray[Any, Any] | Tensor"
 SIZE = 32
+BATCH = 1000
+"""Pictures that go through a model at a time."""
 
 
 def predict(
@@ -70,7 +72,8 @@ def predict(
         return []
     target = resolve_device(device)
     with evaluating(model, target):
-        probabilities = answer(model, inputs.to(target, input_dtype(model)), tta).cpu().softmax(1)
+        parts = [answer(model, part.to(target, input_dtype(model)), tta).cpu() for part in torch.split(inputs, BATCH)]
+    probabilities = torch.cat(parts).softmax(1)
     check_answers(probabilities)
     meta, outputs = get_meta(model), probabilities.shape[1]
     if classes is not None and len(classes) > outputs:
@@ -126,22 +129,26 @@ def features(
     if layer is None and not linear:
         raise InputError(f"{type(model).__name__} has no linear layer: name one of {', '.join(layers)}.")
     inputs, single = _inputs(model, images, mean, std)
-    target, seen = resolve_device(device), []
+    target, parts = resolve_device(device), []
+    found: Any = None
 
     def note(_: nn.Module, arguments: tuple[Any, ...], output: Any = None) -> None:
+        nonlocal found
         found = arguments[0] if layer is None else output
-        seen.append(found.clone() if isinstance(found, Tensor) else found)  # the next layer may work in place
+        found = found.clone() if isinstance(found, Tensor) else found  # the next layer may work in place
 
     handle = linear[-1].register_forward_pre_hook(note) if layer is None else layers[layer].register_forward_hook(note)
     try:
         with evaluating(model, target):
-            model(inputs.to(target, input_dtype(model)))
+            for part in torch.split(inputs, BATCH):
+                model(part.to(target, input_dtype(model)))
+                if not isinstance(found, Tensor):
+                    kind = "nothing" if found is None else type(found).__name__
+                    raise InputError(f"the layer {layer!r} gives {kind}, not a tensor.")
+                parts.append(found.float().cpu())
     finally:
         handle.remove()
-    if not seen or not isinstance(seen[-1], Tensor):
-        raise InputError(f"the layer {layer!r} gives {type(seen[-1]).__name__ if seen else 'nothing'}, not a tensor.")
-    answer: Tensor = seen[-1].float().cpu()
-    return answer[0] if single else answer
+    return parts[0][0] if single else torch.cat(parts)
 
 
 def _inputs(

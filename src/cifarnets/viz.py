@@ -38,7 +38,7 @@ def show(
         path: Where to save the figure too.
 
     Raises:
-        InputError: There is nothing to show, a tensor is no image, or only one of `mean` and `std` is given.
+        InputError: There is nothing to show, something is no image, or only one of `mean` and `std` is given.
         OutputError: The file cannot be written.
         MissingExtraError: matplotlib is not installed.
     """
@@ -74,7 +74,10 @@ def _pixels(image: Picture, mean: Sequence[float] | None, std: Sequence[float] |
     """`[H, W, 3]` or `[H, W]`, float in 0..1 or integers in 0..255, as matplotlib wants it."""
     if not isinstance(image, Tensor):
         import numpy as np
+        from PIL import Image
 
+        if not isinstance(image, Image.Image):
+            raise InputError(f"a picture is a PIL image or a tensor, not {type(image).__name__}.")
         return torch.from_numpy(np.array(image if image.mode in ("L", "RGB", "RGBA") else image.convert("RGB")))
     if image.ndim != 3 or image.shape[0] not in (1, 3):
         raise InputError(f"an image is a tensor [3, H, W] or [1, H, W], not {list(image.shape)}.")

@@ -562,6 +562,15 @@ def test_a_malformed_address_says_how_one_reads() -> None:
 NAME = "convnet.cifar3"
 
 
+def test_a_file_that_is_called_like_released_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = small()
+    save(model, "convnet")
+    with pytest.raises(WeightsError, match=r"'convnet' is a file here and the name of released weights: write './conv"):
+        load("convnet")
+    assert_same(model, load("./convnet"))
+
+
 def test_released_weights_come_ready_for_use() -> None:
     model = models.create(NAME, pretrained=True)
     assert not model.training

@@ -21,7 +21,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 import cifarnets
 from cifarnets import Trainer, evaluate
 from cifarnets.datasets import BatchLoader, ImageDataset
-from cifarnets.errors import InputError, MissingExtraError
+from cifarnets.errors import InputError, MissingExtraError, OutputError
 from cifarnets.training import (
     EMA,
     ArticleLog,
@@ -29,6 +29,7 @@ from cifarnets.training import (
     Checkpoint,
     CSVLog,
     EarlyStopping,
+    History,
     JSONLinesLog,
     ProgressBar,
     TensorBoardLog,
@@ -41,7 +42,7 @@ HOOKS = {name for name in vars(Callback) if name.startswith("on_")}
 SHIPPED = [
     cls
     for _, cls in inspect.getmembers(callbacks, inspect.isclass)
-    if issubclass(cls, Callback) and cls is not Callback
+    if issubclass(cls, Callback) and cls is not Callback and not cls.__name__.startswith("_")
 ]
 
 
@@ -61,7 +62,8 @@ def test_every_shipped_callback_is_public() -> None:
 
 @pytest.mark.parametrize("cls", SHIPPED)
 def test_hooks_are_those_of_the_base(cls: type[Callback]) -> None:
-    own = {name: member for name, member in vars(cls).items() if inspect.isfunction(member)}
+    classes = cls.__mro__[: cls.__mro__.index(Callback)]
+    own = {name: member for one in classes for name, member in vars(one).items() if inspect.isfunction(member)}
     assert {name for name in own if name.startswith("on")} <= HOOKS, "a misspelt hook is never called"
     assert HOOKS & own.keys(), "a callback without a hook does nothing"
     overridden = (HOOKS | {"state_dict", "load_state_dict"}) & own.keys()
@@ -216,6 +218,42 @@ def test_the_csv_is_whole_after_every_epoch(
     assert list(reads.seen[0][0]) == [
         *["epoch", "loss", "accuracy", "lr", "seconds", "images_per_second", "val_loss", "val_accuracy"]
     ]
+
+
+@pytest.mark.parametrize(("make", "name"), [(CSVLog, "to_csv"), (JSONLinesLog, "to_jsonl")])
+def test_a_log_that_cannot_be_written_ends_no_fit(
+    make: Any,
+    name: str,
+    net: Net,
+    loader: BatchLoader,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """As on Windows, where another program has it open."""
+    write, tries = getattr(History, name), []
+
+    def sometimes(history: History, path: Path) -> Path:
+        tries.append(len(history))
+        if len(tries) in (1, 3):
+            raise OutputError("cannot write 'log': it is open elsewhere.")
+        written: Path = write(history, path)
+        return written
+
+    monkeypatch.setattr(History, name, sometimes)
+    fit(net, loader, make(tmp_path / "log"), epochs=3)
+    assert tries == [1, 2, 3, 3]
+    assert caplog.messages == ["cannot write 'log': it is open elsewhere. The fit goes on, and it is tried again."] * 2
+    assert len((tmp_path / "log").read_text().splitlines()) == 3 + (make is CSVLog)
+
+
+def test_a_reader_that_has_gone_ends_no_fit(net: Net, loader: BatchLoader, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Gone(io.StringIO):
+        def write(self, _: str) -> int:
+            raise BrokenPipeError
+
+    monkeypatch.setattr(sys, "stdout", Gone())
+    assert len(fit(net, loader, ArticleLog()).history) == 2
 
 
 def test_the_json_lines_are_whole_after_every_epoch(net: Net, loader: BatchLoader, tmp_path: Path) -> None:

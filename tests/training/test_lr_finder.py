@@ -140,6 +140,24 @@ def test_the_search_ends_where_the_loss_explodes(net: Net, loader: BatchLoader) 
     assert search.suggestion < search.rates[-1] < 1e4
 
 
+def test_groups_keep_the_ratio_of_their_rates(net: Net, loader: BatchLoader) -> None:
+    model: Any = net()
+    slow = [parameter for name, parameter in model.named_parameters() if not name.startswith("fc2")]
+    groups = [{"params": slow, "lr": 1e-3}, {"params": model.fc2.parameters(), "lr": 1e-2}]
+    trainer = Trainer(model, optimizer=torch.optim.SGD(groups, lr=1.0), device="cpu")
+    seen = set()
+    step = trainer.optimizer.step
+
+    def note(*arguments: Any) -> Any:
+        first, second = (group["lr"] for group in trainer.optimizer.param_groups)
+        seen.add(round(second / first, 6))
+        return step(*arguments)
+
+    trainer.optimizer.step = note  # type: ignore[method-assign]
+    find_lr(trainer, loader, 1e-3, 1.0, steps=20)
+    assert seen == {10.0}
+
+
 @pytest.mark.parametrize("looks", [True, False])
 def test_the_search_ends_where_the_loss_is_no_number(
     net: Net, loader: BatchLoader, looks: bool, monkeypatch: pytest.MonkeyPatch

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from cifarnets.datasets.images import ARTICLE_MEAN, ARTICLE_STD, ImageDataset, View
-from cifarnets.errors import DataCorruptError, DataNotFoundError
+from cifarnets.errors import DataCorruptError, DataNotFoundError, InputError
 
 FOLDER = "cifar-10-batches-py"
 TRAIN_FILES = {
@@ -81,11 +81,17 @@ class CIFAR10Normalized(ImageDataset):
 
 
 def data_root(root: str | os.PathLike[str] | None = None) -> Path:
-    """The folder that `root=None` stands for: `$CIFARNETS_DATA`, else the user's cache folder."""
-    if root is not None:
-        return Path(root).expanduser()
-    if os.environ.get("CIFARNETS_DATA"):
-        return Path(os.environ["CIFARNETS_DATA"]).expanduser()
+    """The folder that `root=None` stands for: `$CIFARNETS_DATA`, else the user's cache folder.
+
+    Raises:
+        InputError: It begins with the home of a user that there is not.
+    """
+    named = root if root is not None else os.environ.get("CIFARNETS_DATA") or None
+    if named is not None:
+        try:
+            return Path(named).expanduser()
+        except RuntimeError as error:
+            raise InputError(f"there is no folder {str(named)!r}: {error}") from error
     from platformdirs import user_cache_path
 
     return user_cache_path("cifarnets", appauthor=False)

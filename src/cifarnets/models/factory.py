@@ -157,7 +157,8 @@ def load(source: str | os.PathLike[str]) -> nn.Module:
 
     Raises:
         WeightsError: The file is missing, damaged, a pickle or foreign, its architecture is unknown, or its tensors
-            do not fit; the message says which. Or it is not the file that was released under that name.
+            do not fit; the message says which. Or it is not the file that was released under that name, or a file
+            has that name too.
         DownloadError: The Hub cannot be reached, and the file is not in the cache.
         UnknownNameError: It reads like the name of released weights, and there are none of that name.
     """
@@ -167,6 +168,8 @@ def load(source: str | os.PathLike[str]) -> nn.Module:
         return _load_file(hub.fetch(source))
     if re.fullmatch(r"[\w.]+", source) and not source.endswith(".safetensors"):
         if source in releases():
+            if Path(source).is_file():
+                raise WeightsError(f"{source!r} is a file here and the name of released weights: write './{source}'.")
             return _load_release(source)
         if get_close_matches(source.partition(".")[0], list_models()) and not Path(source).exists():
             raise unknown_name("weights", source, releases())

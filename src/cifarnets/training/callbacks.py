@@ -1,5 +1,7 @@
 """What happens beside the loop: six moments of a fit, and the callbacks that the library ships."""
 
+import contextlib
+import logging
 import math
 import os
 import time
@@ -11,15 +13,17 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from cifarnets.atomic import clear_leftovers
-from cifarnets.errors import CallbackError, CifarNetsError, InputError, MissingExtraError
+from cifarnets.errors import CallbackError, CifarNetsError, InputError, MissingExtraError, OutputError
 from cifarnets.models.factory import not_loadable, save
 from cifarnets.training.checkpoint import FILE, write_state
+from cifarnets.training.history import History
 
 if TYPE_CHECKING:
     from tqdm import tqdm
 
     from cifarnets.training.trainer import Trainer
 
+_LOG = logging.getLogger("cifarnets")
 Monitor = Literal["val_loss", "val_accuracy", "loss", "accuracy"]
 
 
@@ -157,28 +161,46 @@ class ArticleLog(Callback):
         if row["epoch"] == 1 or row["epoch"] % self.every == 0:
             from tqdm import tqdm
 
-            # As print, but above a progress bar, not into it.
-            tqdm.write(f"{datetime.now()} Epoch {row['epoch']}, Training loss {row['loss']}")
+            with contextlib.suppress(BrokenPipeError):  # a reader that has gone (head) is no reason to stop
+                # As print, but above a progress bar, not into it.
+                tqdm.write(f"{datetime.now()} Epoch {row['epoch']}, Training loss {row['loss']}")
 
 
-class CSVLog(Callback):
+class _FileLog(Callback):
+    """Writes the history to a file after every epoch; if that fails, again after the next, and at the end."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self._behind = False
+
+    def write(self, history: History) -> None:
+        raise NotImplementedError
+
+    def on_epoch_end(self, trainer: "Trainer") -> None:
+        try:
+            self.write(trainer.history)
+            self._behind = False
+        except OutputError as error:  # on Windows, that another program has the file open will do
+            self._behind = True
+            _LOG.warning("%s The fit goes on, and it is tried again.", error)
+
+    def on_fit_end(self, trainer: "Trainer") -> None:
+        if self._behind:
+            self.write(trainer.history)
+
+
+class CSVLog(_FileLog):
     """Keeps the history in a CSV file, whole after every epoch."""
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
-
-    def on_epoch_end(self, trainer: "Trainer") -> None:
-        trainer.history.to_csv(self.path)
+    def write(self, history: History) -> None:
+        history.to_csv(self.path)
 
 
-class JSONLinesLog(Callback):
+class JSONLinesLog(_FileLog):
     """Keeps the history in a file of JSON lines, whole after every epoch."""
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
-
-    def on_epoch_end(self, trainer: "Trainer") -> None:
-        trainer.history.to_jsonl(self.path)
+    def write(self, history: History) -> None:
+        history.to_jsonl(self.path)
 
 
 class TensorBoardLog(Callback):

@@ -62,7 +62,7 @@ def find_lr(trainer: "Trainer", loader: Batches, low: float = 1e-5, high: float 
     Args:
         trainer: Its model, optimizer and random numbers are afterwards as they were.
         loader: Gone through as often as needed.
-        low: The first rate.
+        low: The first rate, of the first group; other groups keep their ratio to it.
         high: The last; the search ends before it where the loss has grown to four times its lowest.
         steps: Batches.
 
@@ -79,12 +79,14 @@ def find_lr(trainer: "Trainer", loader: Batches, low: float = 1e-5, high: float 
     start = trainer.world.first(copy.deepcopy(position(loader)))
     schedule, trainer.schedule = trainer.schedule, None
     rates, losses, average = [], [], 0.0
+    first = trainer._rates[0]
+    shares = [rate / first if first else 1.0 for rate in trainer._rates]  # as groups of several rates have them
     trainer.model.train()
     try:
         for step, (images, labels, whole) in enumerate(itertools.islice(_again_and_again(trainer, loader), steps)):
             rate = low * (high / low) ** (step / (steps - 1))
-            for group in trainer.optimizer.param_groups:
-                group["lr"] = rate
+            for group, share in zip(trainer.optimizer.param_groups, shares, strict=True):
+                group["lr"] = rate * share
             try:
                 trainer.run_batch(images, labels, whole)
             except DivergedError:

@@ -70,7 +70,7 @@ def make_optimizer(
         ]
     try:
         built: torch.optim.Optimizer = cls(groups, lr=lr, **(options or {}))
-    except (TypeError, ValueError) as error:
+    except Exception as error:  # each class has its own ways to stumble over options
         raise InputError(f"{cls.__name__} refuses lr={lr} with {dict(options or {})}: {error}.") from error
     return built
 

@@ -156,7 +156,7 @@ def make_schedule(
         raise InputError(f"the schedule {name!r} must know how long the fit is, and the loader has no len().")
     try:
         return SCHEDULES[name](optimizer, steps or 0, **(options or {}))
-    except (TypeError, ValueError) as error:
+    except Exception as error:  # each scheduler has its own ways to stumble over options
         raise InputError(f"the schedule {name!r} refuses {dict(options or {})}: {error}.") from error
 
 
