@@ -180,16 +180,21 @@ def _train(options: argparse.Namespace) -> int:
     folder = options.resume or options.out
     if folder is None:
         folder = _new_folder(Path("runs") / (options.name or recipe_name(options.recipe)))
-    result = run(
-        recipe,
-        folder,
-        resume=options.resume is not None,
-        root=options.data_root,
-        device=options.device,
-        callbacks=[] if options.quiet else [ArticleLog()],
-        checkpoint_every=options.checkpoint_every,
-        progress=not options.quiet,
-    )
+    try:
+        result = run(
+            recipe,
+            folder,
+            resume=options.resume is not None,
+            root=options.data_root,
+            device=options.device,
+            callbacks=[] if options.quiet else [ArticleLog()],
+            checkpoint_every=options.checkpoint_every,
+            progress=not options.quiet,
+        )
+    except KeyboardInterrupt:
+        if (folder / "checkpoint.safetensors").is_file():
+            print(f"Stopped at once. Go on from the last checkpoint with:\n  {_going_on(folder, options)}")
+        raise
     if result.evaluations:  # in the process that writes
         for name, evaluation in result.evaluations.items():
             print(f"Accuracy {name}: {evaluation.accuracy:.4f}")
@@ -312,14 +317,21 @@ def _new_folder(stem: Path) -> Path:
 
 def _ended(result: Run, options: argparse.Namespace) -> int:
     if result.interrupted and result.evaluations:  # in the process that writes
-        words = ["cifarnets", "train", "--resume", str(result.folder)]
-        if options.data_root is not None and not result.recipe.synthetic:
-            words += ["--data-root", str(options.data_root)]
+        if result.recipe.synthetic:
+            options.data_root = None  # not used
         print(
             f"Stopped after {len(result.history)} of {result.recipe.epochs} epochs. Go on from the very batch with:\n"
-            f"  {subprocess.list2cmdline(words) if os.name == 'nt' else shlex.join(words)}"
+            f"  {_going_on(result.folder, options)}"
         )
     return 130 if result.interrupted else 0
+
+
+def _going_on(folder: Path, options: argparse.Namespace) -> str:
+    """The command that goes on with a run."""
+    words = ["cifarnets", "train", "--resume", str(folder)]
+    if options.data_root is not None:
+        words += ["--data-root", str(options.data_root)]
+    return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
 
 
 def _print_json(content: Any) -> None:

@@ -130,7 +130,9 @@ def test_a_model_without_weights_says_which_have_some() -> None:
 def test_a_file_beside_us_of_such_a_name_is_reached_as_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     cifarnets.save(models.create("fcnet", widths=(4,)), "convnet.cifar3")
-    assert load("convnet.cifar3").meta.architecture == "convnet"
+    with pytest.raises(WeightsError, match=r"write '\./convnet\.cifar3'"):
+        load("convnet.cifar3")
+    assert load("./convnet.cifar3").meta.architecture == "fcnet"
     assert load(Path("convnet.cifar3")).meta.architecture == "fcnet"
     cifarnets.save(models.create("fcnet", widths=(4,)), "convnet.mine")
     assert load("convnet.mine").meta.architecture == "fcnet"
