@@ -193,7 +193,7 @@ def _train(options: argparse.Namespace) -> int:
         )
     except KeyboardInterrupt:
         if (folder / "checkpoint.safetensors").is_file():
-            print(f"Stopped at once. Go on from the last checkpoint with:\n  {_going_on(folder, options)}")
+            print(f"Stopped at once. Go on from the last checkpoint with:\n  {_going_on(folder, options.data_root)}")
         raise
     if result.evaluations:  # in the process that writes
         for name, evaluation in result.evaluations.items():
@@ -317,20 +317,19 @@ def _new_folder(stem: Path) -> Path:
 
 def _ended(result: Run, options: argparse.Namespace) -> int:
     if result.interrupted and result.evaluations:  # in the process that writes
-        if result.recipe.synthetic:
-            options.data_root = None  # not used
+        data_root = None if result.recipe.synthetic else options.data_root
         print(
             f"Stopped after {len(result.history)} of {result.recipe.epochs} epochs. Go on from the very batch with:\n"
-            f"  {_going_on(result.folder, options)}"
+            f"  {_going_on(result.folder, data_root)}"
         )
     return 130 if result.interrupted else 0
 
 
-def _going_on(folder: Path, options: argparse.Namespace) -> str:
+def _going_on(folder: Path, data_root: Path | None) -> str:
     """The command that goes on with a run."""
     words = ["cifarnets", "train", "--resume", str(folder)]
-    if options.data_root is not None:
-        words += ["--data-root", str(options.data_root)]
+    if data_root is not None:
+        words += ["--data-root", str(data_root)]
     return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
 
 
