@@ -276,12 +276,13 @@ def check_answers(probabilities: Tensor) -> None:
 
 
 def check_labels(labels: Tensor, outputs: int, where: str) -> None:
-    """Refuse labels that a model of `outputs` classes cannot mean.
+    """Refuse labels `[B]`, or shares of the classes `[B, K]`, that a model of `outputs` classes cannot mean.
 
     Raises:
         InputError: One is below 0 or not below `outputs`.
     """
-    low, high = int(labels.min()), int(labels.max())
+    answers = labels if labels.ndim == 1 else labels.argmax(1)
+    low, high = int(answers.min()), int(answers.max())
     if low < 0 or high >= outputs:
         raise InputError(
             f"{where} run from {low} to {high}, but the model has {outputs} outputs (0 … {outputs - 1}): "

@@ -91,10 +91,11 @@ class BatchLoader:
         self._labels = given.to(self.device)
         # For every number of an image, in the order of memory: one long line is faster than a plane a channel.
         area = images.shape[2] * images.shape[3]
-        self._mean, self._std = (
+        mean, self._std = (
             column.repeat(area) if channels_last else column.repeat_interleave(area)
             for column in torch.tensor(source.constants, device=self.device)
         )
+        self._below, self._white = -mean, torch.full_like(mean, 255)
         self._augmenter: Augmenter | None = None
 
     def __len__(self) -> int:
@@ -113,27 +114,28 @@ class BatchLoader:
             Images and labels of the share, and how many images the whole batch has.
         """
         epoch, self.epoch = self.epoch, self.epoch + 1
-        order = self.order(epoch) if self.shuffle else None
+        order = self.order(epoch) if self.shuffle else torch.arange(len(self.dataset), device=self.device)
         augmenter = self._start_augmenter(epoch)
+        # Cut up once an epoch: a view costs as much as a small computation, and an epoch has hundreds of each.
+        places = torch.split(order, self.batch_size)
+        labels = torch.split(self._labels.index_select(0, order), self.batch_size)
+        spans = None if self.shuffle else torch.split(self._images, self.batch_size)
+        own = slice(rank, None, size)
 
         def take(batch: int) -> tuple[Tensor, Tensor, int]:
-            start, stop = batch * self.batch_size, min((batch + 1) * self.batch_size, len(self.dataset))
-            if augmenter is None and order is None:
-                part = slice(start + rank, stop, size)
-                return self._view(self._convert(self._images[part])), self._labels[part], stop - start
-            chosen = torch.arange(start, stop, device=self.device) if order is None else order[start:stop]
-            mine = chosen[rank::size]
-            labels = self._labels.index_select(0, mine)
+            whole = len(places[batch])
+            mine, answers = (part[batch] if size == 1 else part[batch][own] for part in (places, labels))
             if augmenter is None:
                 # index_select copies whole images; indexing with a tensor would go pixel by pixel.
-                return self._view(self._convert(self._images.index_select(0, mine))), labels, stop - start
+                images = self._images.index_select(0, mine) if spans is None else spans[batch][own]
+                return self._view(self._convert(images)), answers, whole
             images = augmenter.blank(self._convert(augmenter.take(mine)), mine)
             if augmenter.mixes:
-                other = chosen.roll(1)[rank::size]
+                other = places[batch].roll(1)[own]
                 others = augmenter.blank(self._convert(augmenter.take(other)), other)
                 share = augmenter.mix(images, others, epoch, batch)
-                labels = self._shares(labels).lerp(self._shares(self._labels.index_select(0, other)), 1 - share)
-            return self._view(images), labels, stop - start
+                answers = self._shares(answers).lerp(self._shares(labels[batch].roll(1, 0)[own]), 1 - share)
+            return self._view(images), answers, whole
 
         yield from map(take, range(len(self)))  # so that nothing here holds a batch while the next one is made
 
@@ -160,11 +162,12 @@ class BatchLoader:
 
     def _convert(self, images: Tensor) -> Tensor:
         """uint8 to what the model sees, in the order of memory."""
-        unit = images.to(torch.float32)
-        lines = unit.view(len(unit), self._images[0].numel()).div_(255)
-        if self.dataset.view == "normalized":
-            lines.sub_(self._mean).div_(self._std)
-        return unit
+        lines = images.flatten(1).to(torch.float32)
+        if self.dataset.view == "normalized":  # -mean + v / 255, in one pass; both are rounded as they are one by one
+            lines = torch.addcdiv(self._below, lines, self._white).div_(self._std)
+        else:
+            lines.div_(255)
+        return lines.view(images.shape)
 
     def _shares(self, labels: Tensor) -> Tensor:
         """Labels as shares of the classes, `[B, K]`."""

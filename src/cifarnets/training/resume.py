@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 
 def collect(trainer: "Trainer") -> dict[str, Any]:
     """The state of a fit between two batches; with several processes, each must ask."""
-    world, tally = trainer.world, vars(trainer.tally) if trainer.batch else {}
+    world, tally = trainer.world, trainer.tally.state_dict() if trainer.batch else {}
     if trainer.batch and world.size > 1:
-        tally = {**tally, **{key: list(world.sum(torch.stack(tally[key]))) for key in ("losses", "correct")}}
+        losses, correct = world.sum(torch.stack(tally["losses"])), world.sum(tally["correct"])
+        tally = {**tally, "losses": list(losses), "correct": correct}
     waiting = trainer.batch % trainer.accumulate  # batches whose gradients no step has used yet
     return {
         "model": dict(trainer.model.state_dict()),
@@ -76,8 +77,10 @@ def restore(trainer: "Trainer", state: Mapping[str, Any]) -> None:
     trainer.epochs = trainer._first + planned
     trainer.history[:] = state["history"]
     trainer.tally = tally = Tally(**state["tally"])
-    for part in (tally.losses, tally.correct):
-        part[:] = [x.to(trainer.device) * trainer.world.is_main for x in part]  # of all processes, counted once
+    counted = trainer.world.is_main  # once: the figures are those of all processes
+    tally.losses = [loss.to(trainer.device) * counted for loss in tally.losses]
+    if tally.correct is not None:
+        tally.correct = tally.correct.to(trainer.device) * counted
     trainer._epoch_start = state["epoch_start"]
     trainer._rng_to_restore = state["rng"][trainer.world.rank % len(state["rng"])]
     saved = list(state["callbacks"])

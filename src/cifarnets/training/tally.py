@@ -1,12 +1,16 @@
 """What an epoch has seen so far."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from cifarnets.errors import DivergedError
 from cifarnets.training.distributed import World
+
+TOGETHER = 50
+"""How many batches' answers are compared at once: to compare a few at a time costs more than the comparing itself."""
 
 
 class Tally:
@@ -16,22 +20,32 @@ class Tally:
     """
 
     def __init__(
-        self, losses: Sequence[Tensor] = (), correct: Sequence[Tensor] = (), images: int = 0, seconds: float = 0.0
+        self, losses: Sequence[Tensor] = (), correct: Tensor | None = None, images: int = 0, seconds: float = 0.0
     ) -> None:
         self.losses = list(losses)
-        self.correct = list(correct)
+        self.correct = correct
         self.images = images
         self.seconds = seconds
+        self._answers: list[tuple[Tensor, Tensor]] = []  # logits and labels that are not compared yet
 
-    def add(self, loss: Tensor, correct: Tensor, images: int) -> None:
-        """Note one batch."""
+    def add(self, loss: Tensor, logits: Tensor, labels: Tensor, images: int) -> None:
+        """Note one batch; shares of the classes count for the largest."""
         self.losses.append(loss)
-        self.correct.append(correct)
+        # Copies, for a model or a loader may write its next batch where this one stands.
+        self._answers.append((logits.detach().clone(), labels.clone() if labels.ndim == 1 else labels.argmax(1)))
+        if len(self._answers) == TOGETHER:
+            self._compare()
         self.images += images
 
     def accuracy(self) -> float:
         """The share of right answers so far; waits for the device."""
-        return torch.stack(self.correct).sum().item() / self.images if self.images else 0.0
+        self._compare()
+        return self.correct.item() / self.images if self.correct is not None else 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """The arguments that make another one like this."""
+        self._compare()
+        return {"losses": self.losses, "correct": self.correct, "images": self.images, "seconds": self.seconds}
 
     def read_losses(self, epoch: int, last: int = 0) -> Tensor:
         """The losses of the last batches, of all by default: float64, on the CPU where the device has none.
@@ -59,14 +73,22 @@ class Tally:
         Raises:
             DivergedError: As `read_losses`.
         """
+        self._compare()
         return {
             "epoch": epoch,
             "loss": world.sum(self.read_losses(epoch)).mean().item(),
-            "accuracy": world.sum(torch.stack(self.correct).sum()).item() / self.images,
+            "accuracy": world.sum(torch.as_tensor(self.correct)).item() / self.images,
             "lr": lr,
             "seconds": self.seconds,
             "images_per_second": self.images / self.seconds,
         }
+
+    def _compare(self) -> None:
+        if self._answers:
+            logits, labels = (torch.cat(parts) for parts in zip(*self._answers, strict=True))
+            right = (logits.argmax(1) == labels).sum()
+            self.correct = right if self.correct is None else self.correct + right
+            self._answers.clear()
 
 
 def check_weights(model: nn.Module, epoch: int) -> None:

@@ -279,17 +279,17 @@ class Trainer:
             raise InputError(f"{where}: the batch is empty.")
         check_batch(self.model, images, labels, where, soft=True)
         images = images.to(self.device, self._input_dtype, non_blocking=self._on_cuda, memory_format=self._layout)
-        answers = labels if labels.ndim == 1 else labels.argmax(1)  # where they lie, so that no check of them waits
+        given = labels  # where they lie, so that no check of them waits
         labels = labels.to(self.device, non_blocking=self._on_cuda)
         with torch.autocast(self.device.type, self.dtype) if self.dtype else contextlib.nullcontext():
             with explaining(images, where):
                 logits = self._forward(images)
-            if len(labels) and (self.batch == 0 or answers.device.type != self.device.type):
-                check_labels(answers, logits.shape[1], f"{where}: labels")
+            if len(labels) and (self.batch == 0 or given.device.type != self.device.type):
+                check_labels(given, logits.shape[1], f"{where}: labels")
             try:
                 loss = self.loss(logits, labels) if len(labels) else logits.sum() * 0
             except IndexError:  # how torch refuses a label, on the CPU
-                check_labels(answers, logits.shape[1], f"{where}: labels")
+                check_labels(given, logits.shape[1], f"{where}: labels")
                 raise
         if self.device.type == "cpu" and not math.isfinite(loss.item()):
             raise diverged(loss.item(), where, images)
@@ -302,8 +302,7 @@ class Trainer:
             self._update()
         self.last_loss = loss.detach()
         share = self.last_loss if self.world.size == 1 else self.last_loss * (len(labels) / whole)
-        right = logits.detach().argmax(1) == answers.to(self.device, non_blocking=self._on_cuda)
-        self.tally.add(share, right.sum(), whole)
+        self.tally.add(share, logits, labels, whole)
 
     def _update(self) -> None:
         """One optimizer step from the gradients at hand, and the schedule's next rate."""
