@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 
+from cifarnets.training.precision import autocast_dtype
+
 
 def machine() -> str:
     """One line: what a reader needs to compare figures with theirs."""
@@ -19,10 +21,11 @@ def machine() -> str:
 
 
 def processor() -> str:
-    """The CPU's own name where the system tells it, and the widest vectors that torch uses on it."""
+    """The CPU's own name where the system tells it, its widest vectors, and bf16 where it computes in that."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{(names or [platform.processor() or 'CPU'])[0]} ({torch.backends.cpu.get_cpu_capability()})"
+    bf16 = ", bf16" if autocast_dtype("auto", torch.device("cpu")) else ""
+    return f"{(names or [platform.processor() or 'CPU'])[0]} ({torch.backends.cpu.get_cpu_capability()}{bf16})"
 
 
 def take_turns(contenders: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:

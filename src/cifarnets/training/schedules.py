@@ -83,32 +83,22 @@ def triangular(
     return LambdaLR(optimizer, [partial(factor, group.get("until", 1.0)) for group in optimizer.param_groups])
 
 
-def trapezoidal(
-    optimizer: Optimizer, steps: int, decay: float = 0.25, warmup: float = 0.0, cycles: int = 1
-) -> LRScheduler:
+def trapezoidal(optimizer: Optimizer, steps: int, decay: float = 0.25, warmup: float = 0.0) -> LRScheduler:
     """Straight up to the learning rate, held, and straight down to zero (Hägele et al. 2024, arXiv:2405.18392).
 
-    Without a warmup, a longer fit is like a shorter one until the rate of that falls; with more cycles, which are warm
-    restarts (Loshchilov & Hutter 2017), until that ends.
+    Without a warmup, a longer fit is like a shorter one until the rate of that falls.
 
     Args:
         optimizer: Whose learning rate.
         steps: Of the whole fit.
-        decay: The part of a cycle's steps, the last, in which the rate falls, 0..1.
-        warmup: The part of its steps, the first, in which it rises.
-        cycles: How often all that is gone through.
+        decay: The part of the steps, the last, in which the rate falls, 0..1.
+        warmup: The part of the steps, the first, in which it rises.
     """
     if not (0 <= decay <= 1 and 0 <= warmup <= 1 - decay):
         raise ValueError("decay and warmup are parts, 0..1, of one in all")
-    if isinstance(cycles, bool) or not isinstance(cycles, int) or cycles < 1:
-        raise ValueError("cycles is a whole number of at least 1")
-    period = steps / cycles
 
     def factor(step: int) -> float:
-        if step >= steps:
-            return 0.0
-        gone = step % period
-        up, down = (gone + 1) / (warmup * period + 1), (period - gone) / max(decay * period, 1)
+        up, down = (step + 1) / (warmup * steps + 1), (steps - step) / max(decay * steps, 1)
         return max(min(up, down, 1.0), 0.0)
 
     return LambdaLR(optimizer, factor)
