@@ -2,7 +2,8 @@
 
 The plain version is what the recipe's authors do on a GPU, on this machine and with nothing changed for it: eager,
 contiguous, batches augmented by indexing, Newton-Schulz in bfloat16 on CUDA. Both compute in the precision that
-`precision="auto"` chooses, each in a process of its own, in turns. Epoch times are those of the steps, times the 25 of
+`precision="auto"` chooses, each in a process of its own, in turns of some steps. The first step of a turn is not
+counted: it takes back the memory that the other process has used. Epoch times are those of the steps, times the 25 of
 an epoch; the accuracy is that of `cifarnets train --recipe airbench94`.
 """
 
@@ -125,7 +126,8 @@ def serve(name: str, batch: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=3, help="in a turn")
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batch-size", type=int, default=2000)
     parser.add_argument("--serve", choices=list(CONTENDERS), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -138,19 +140,17 @@ def main() -> None:
     flops = 3 * 2 * summary(create("airbench94")).macs * batch
     processes = {name: start(name, batch) for name in CONTENDERS}
     seconds: dict[str, list[float]] = {name: [] for name in CONTENDERS}
-    for turn in range(options.steps + 1):
+    for _ in range(options.rounds):
         for name, process in processes.items():
             assert process.stdin is not None
             assert process.stdout is not None
-            process.stdin.write("step\n")
+            process.stdin.write("step\n" * (options.steps + 1))
             process.stdin.flush()
-            taken = float(process.stdout.readline())
-            if turn:
-                seconds[name].append(taken)
+            seconds[name] += [float(process.stdout.readline()) for _ in range(options.steps + 1)][1:]
     for process in processes.values():
         process.communicate()
     recipe = load_recipe("airbench94")
-    print(f"{machine()}; {dtype}; {options.steps} steps of {batch} images\n")
+    print(f"{machine()}; {dtype}; {options.rounds} rounds of {options.steps} steps of {batch} images\n")
     print(f"A matrix product of 2048×2048 reaches {best / 1e9:,.0f} GFLOP/s; a step does {flops / 1e12:.2f} TFLOP.\n")
     print(f"| | seconds a step (median) | of the ceiling | seconds an epoch | for {recipe.epochs} epochs | ratio |")
     print("|---|---|---|---|---|---|")

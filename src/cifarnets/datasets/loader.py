@@ -164,7 +164,7 @@ class BatchLoader:
         """uint8 to what the model sees, in the order of memory."""
         lines = images.flatten(1).to(torch.float32)
         if self.dataset.view == "normalized":  # -mean + v / 255, in one pass; both are rounded as they are one by one
-            lines = torch.addcdiv(self._below, lines, self._white).div_(self._std)
+            torch.addcdiv(self._below, lines, self._white, out=lines).div_(self._std)
         else:
             lines.div_(255)
         return lines.view(images.shape)

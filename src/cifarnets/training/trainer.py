@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from cifarnets.device import resolve_device
+from cifarnets.device import keep_memory, resolve_device
 from cifarnets.errors import InputError
 from cifarnets.evaluation import Batches, check_batch, check_labels, class_names, explaining, input_dtype
 from cifarnets.models.meta import describe_data
@@ -119,6 +119,7 @@ class Trainer:
         if clip_norm is not None and not clip_norm > 0:
             raise InputError(f"clip_norm must be above 0, or None for no limit, not {clip_norm}.")
         self.device = resolve_device(device)
+        keep_memory(self.device)
         self._on_cuda = self.device.type == "cuda"  # where a copy may go on by itself; MPS reads what is gone by then
         self.world = distributed.join(self.device)
         self._layout = torch.channels_last if channels_last else torch.preserve_format
