@@ -114,19 +114,22 @@ def test_large_tensors_lie_in_large_pages_unless_told_otherwise() -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="the allocator is glibc's")
 @pytest.mark.parametrize("outside", [{}, {"MALLOC_TRIM_THRESHOLD_": "131072", "MALLOC_MMAP_THRESHOLD_": "131072"}])
 def test_a_trainer_has_memory_kept_unless_the_user_says_otherwise(outside: dict[str, str]) -> None:
-    """Faults of 4 kB pages tell whether 64 MB that were let go had to be taken from the system again."""
+    """Faults of 4 kB pages tell how often 64 MB that were let go had to be taken from the system again, of eight times.
+
+    Now and then they must be, where something small has taken a bit of the place.
+    """
     code = """
 import resource, torch
 from cifarnets import Trainer
 from cifarnets.models import create
 
 Trainer(create("convnet"), device="cpu", progress=False)
-for _ in range(3):
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(8):
     torch.zeros(2**24)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
     names = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_TUNABLES"))}
     environment = {**names, "THP_MEM_ALLOC_ENABLE": "0", **outside}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert (int(done.stdout) > 10_000) == bool(outside), done.stdout
+    assert (int(done.stdout) / 2**14 > 6) == bool(outside), done.stdout
