@@ -86,12 +86,12 @@ def collect_logits(
     Raises:
         InputError: There is no batch, or one does not fit the model.
     """
-    logits, labels, dtype = [], [], input_dtype(model)
+    logits, labels, dtype, channels = [], [], input_dtype(model), in_channels(model)
     with evaluating(model, device):
         for index, batch in enumerate(batches):
             where = f"batch {index + 1}"
             images, answers = as_pair(batch, where)
-            check_batch(model, images, answers, where)
+            check_batch(channels, images, answers, where)
             with explaining(images, where):
                 logits.append(answer(model, images.to(device, dtype), tta))
             labels.append(answers.to(device))
@@ -213,11 +213,11 @@ def as_pair(batch: object, where: str) -> tuple[Tensor, Tensor]:
     return batch[0], batch[1]
 
 
-def check_batch(model: nn.Module, images: Tensor, labels: Tensor, where: str, *, soft: bool = False) -> None:
+def check_batch(channels: int | None, images: Tensor, labels: Tensor, where: str, *, soft: bool = False) -> None:
     """Refuse a batch that the model cannot take, from shapes and types alone: no wait for the device.
 
     Args:
-        model: Whose batch.
+        channels: What the model takes; None for any.
         images: float `[B, C, H, W]`.
         labels: int64 `[B]`.
         where: Which batch it is, for the message.
@@ -228,8 +228,6 @@ def check_batch(model: nn.Module, images: Tensor, labels: Tensor, where: str, *,
     """
     if images.ndim != 4 or not images.is_floating_point():
         raise InputError(f"{where}: images must be float [B, C, H, W], not {images.dtype} {list(images.shape)}.")
-    meta = get_meta(model)
-    channels = meta.config.get("in_channels") if meta else None
     if channels is not None and images.shape[1] != channels:
         raise InputError(f"{where}: the model takes images of {channels} channels, not {list(images.shape)}.")
     if soft and labels.ndim == 2 and len(labels) == len(images) and labels.is_floating_point():
@@ -238,6 +236,12 @@ def check_batch(model: nn.Module, images: Tensor, labels: Tensor, where: str, *,
         raise InputError(
             f"{where}: {len(images)} images need int64 labels [{len(images)}], not {labels.dtype} {list(labels.shape)}."
         )
+
+
+def in_channels(model: nn.Module) -> int | None:
+    """How many channels its images have; None for a model that was not made by this library."""
+    meta = get_meta(model)
+    return meta.config.get("in_channels") if meta else None
 
 
 def input_dtype(model: nn.Module) -> torch.dtype:

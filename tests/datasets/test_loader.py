@@ -2,10 +2,11 @@
 
 import weakref
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -174,12 +175,45 @@ def test_what_cannot_be_served(dataset: Any, options: dict[str, Any], message: s
 @pytest.mark.parametrize(
     "options", [{}, {"shuffle": True}, {"augment": Augment("random")}, {"augment": Augment(mixup=1.0), "shuffle": True}]
 )
-def test_it_keeps_no_batch(options: dict[str, Any]) -> None:
-    """What is let go is gone, so that the next batch is made in its memory."""
-    batches = iter(BatchLoader(numbered(6), 2, device="cpu", seed=0, **options))
-    for _ in range(3):
-        images = weakref.ref(next(batches)[0])
-        assert images() is None
+def test_it_keeps_no_block(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is let go is gone, so that the next block is made in its memory."""
+    monkeypatch.setattr("cifarnets.datasets.loader.BLOCK", 4)
+    loader = BatchLoader(numbered(12), 2, device="cpu", seed=0, **options)
+    made: list[weakref.ref[Tensor]] = []
+    convert = loader._convert
+
+    def watched(images: Tensor) -> Tensor:
+        if len(made) % loads == 0:
+            assert all(block() is None for block in made)
+        block = convert(images)
+        made.append(weakref.ref(block))
+        return block
+
+    loads = 2 if loader.augment is not None and loader.augment.mixup else 1  # a batch to mix in is converted too
+    monkeypatch.setattr(loader, "_convert", watched)
+    batches = iter(loader)
+    while (batch := next(batches, None)) is not None:
+        del batch
+    assert len(made) == (12 if loads == 2 else 3)
+
+
+@pytest.mark.parametrize("augment", [None, Augment("random", translate=2, cutout=8), Augment(cutmix=1.0)])
+@pytest.mark.parametrize("shuffle", [False, True])
+@settings(max_examples=20)
+@given(n=st.integers(1, 30), batch_size=st.integers(1, 9), block=st.integers(1, 20), drop_last=st.booleans())
+def test_blocks_do_not_show(
+    augment: Augment | None, shuffle: bool, n: int, batch_size: int, block: int, drop_last: bool
+) -> None:
+    n = max(n, batch_size)
+    passes = []
+    for size in (1, block):
+        loader = BatchLoader(numbered(n), batch_size, shuffle, drop_last, device="cpu", seed=3, augment=augment)
+        with mock.patch("cifarnets.datasets.loader.BLOCK", size):
+            passes.append(list(loader))
+    assert len(passes[0]) == len(loader)
+    for (images, labels), (others, their_labels) in zip(*passes, strict=True):
+        assert torch.equal(images, others)
+        assert torch.equal(labels, their_labels)
 
 
 def test_repr() -> None:

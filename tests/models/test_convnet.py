@@ -138,11 +138,14 @@ def test_step_16_a_sequential_without_a_reshape_fails_where_ours_works(image_79:
 
 
 def test_step_16_the_modules_have_the_article_s_names_and_kinds() -> None:
-    assert [(name, type(layer)) for name, layer in models.ConvNet().named_children()] == [
-        ("conv1", nn.Conv2d), ("act1", nn.Tanh), ("pool1", nn.MaxPool2d),
-        ("conv2", nn.Conv2d), ("act2", nn.Tanh), ("pool2", nn.MaxPool2d),
-        ("fc1", nn.Linear), ("act3", nn.Tanh), ("fc2", nn.Linear),
-    ]  # fmt: skip
+    layers = dict(models.ConvNet().named_children())
+    kinds = {
+        "conv1": nn.Conv2d, "act1": nn.Tanh, "pool1": nn.MaxPool2d,
+        "conv2": nn.Conv2d, "act2": nn.Tanh, "pool2": nn.MaxPool2d,
+        "fc1": nn.Linear, "act3": nn.Tanh, "fc2": nn.Linear,
+    }  # fmt: skip
+    assert list(layers) == list(kinds)
+    assert all(isinstance(layers[name], kind) for name, kind in kinds.items())
 
 
 @pytest.mark.cifar10

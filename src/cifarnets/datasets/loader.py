@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from operator import itemgetter
 from typing import Any
 
@@ -15,6 +16,9 @@ from cifarnets.datasets.images import ImageDataset, as_image_dataset
 from cifarnets.device import resolve_device
 from cifarnets.errors import InputError
 from cifarnets.seeding import generator
+
+BLOCK = 256
+"""Images that are converted at once: small batches cost less a few together, as long as the caches hold them."""
 
 
 class BatchLoader:
@@ -116,28 +120,37 @@ class BatchLoader:
         epoch, self.epoch = self.epoch, self.epoch + 1
         order = self.order(epoch) if self.shuffle else torch.arange(len(self.dataset), device=self.device)
         augmenter = self._start_augmenter(epoch)
+        mixes = augmenter is not None and augmenter.mixes
         # Cut up once an epoch: a view costs as much as a small computation, and an epoch has hundreds of each.
+        order = order[: len(self) * self.batch_size]
         places = torch.split(order, self.batch_size)
         labels = torch.split(self._labels.index_select(0, order), self.batch_size)
-        spans = None if self.shuffle else torch.split(self._images, self.batch_size)
+        sizes = [len(batch) for batch in places]
         own = slice(rank, None, size)
+        mine, answers = (parts if size == 1 else [part[own] for part in parts] for parts in (places, labels))
+        together = 1 if mixes else max(1, BLOCK // self.batch_size)
 
-        def take(batch: int) -> tuple[Tensor, Tensor, int]:
-            whole = len(places[batch])
-            mine, answers = (part[batch] if size == 1 else part[batch][own] for part in (places, labels))
-            if augmenter is None:
+        def take(first: int) -> Iterator[tuple[Tensor, Tensor, int]]:
+            block = slice(first, first + together)
+            chosen = torch.cat(mine[block])
+            if augmenter is not None:
+                images = augmenter.blank(self._convert(augmenter.take(chosen)), chosen)
+            elif self.shuffle or size > 1:
                 # index_select copies whole images; indexing with a tensor would go pixel by pixel.
-                images = self._images.index_select(0, mine) if spans is None else spans[batch][own]
-                return self._view(self._convert(images)), answers, whole
-            images = augmenter.blank(self._convert(augmenter.take(mine)), mine)
-            if augmenter.mixes:
-                other = places[batch].roll(1)[own]
+                images = self._convert(self._images.index_select(0, chosen))
+            else:
+                images = self._convert(self._images[first * self.batch_size :][: len(chosen)])
+            given = answers[block]
+            if augmenter is not None and mixes:
+                other = places[first].roll(1)[own]
                 others = augmenter.blank(self._convert(augmenter.take(other)), other)
-                share = augmenter.mix(images, others, epoch, batch)
-                answers = self._shares(answers).lerp(self._shares(labels[batch].roll(1, 0)[own]), 1 - share)
-            return self._view(images), answers, whole
+                kept = augmenter.mix(images, others, epoch, first)
+                given = (self._shares(given[0]).lerp(self._shares(labels[first].roll(1, 0)[own]), 1 - kept),)
+            batches = torch.split(self._view(images), [len(part) for part in mine[block]])
+            return zip(batches, given, sizes[block], strict=True)
 
-        yield from map(take, range(len(self)))  # so that nothing here holds a batch while the next one is made
+        # Nothing here holds a block while the next one is made.
+        yield from chain.from_iterable(map(take, range(0, len(self), together)))
 
     def state_dict(self) -> dict[str, int]:
         """What the order of the next pass depends on."""

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cifarnets.errors import InputError
+from cifarnets.models.pooling import max_pool2d
 from cifarnets.models.registry import register
 
 
@@ -149,7 +150,7 @@ class _Block(nn.Module):
         self.depth = depth
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.gelu(self.norm1(F.max_pool2d(self.conv1(x), 2)))
+        x = F.gelu(self.norm1(max_pool2d(self.conv1(x))))
         y = self.norm2(self.conv2(x))
         if self.depth == 3:
             y = x + self.norm3(self.conv3(F.gelu(y)))

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cifarnets.errors import InputError
+from cifarnets.models.pooling import MaxPool2d, max_pool2d
 from cifarnets.models.registry import register
 
 Pool = Literal["max", "avg"]
@@ -49,13 +50,12 @@ class ConvNet(nn.Module):
     ) -> None:
         super().__init__()
         first, second = _checked(widths, kernel_size, pool)
-        pooling = nn.MaxPool2d if pool == "max" else nn.AvgPool2d
         self.conv1 = nn.Conv2d(in_channels, first, kernel_size, padding=kernel_size // 2)
         self.act1 = nn.Tanh()
-        self.pool1 = pooling(2)
+        self.pool1 = MaxPool2d() if pool == "max" else nn.AvgPool2d(2)
         self.conv2 = nn.Conv2d(first, second, kernel_size, padding=kernel_size // 2)
         self.act2 = nn.Tanh()
-        self.pool2 = pooling(2)
+        self.pool2 = MaxPool2d() if pool == "max" else nn.AvgPool2d(2)
         self.fc1 = nn.Linear(second * 8 * 8, hidden)
         self.act3 = nn.Tanh()
         self.fc2 = nn.Linear(hidden, num_classes)
@@ -98,8 +98,8 @@ class ConvNetFunctional(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.pool_first:
-            x = torch.tanh(F.max_pool2d(self.conv1(x), 2))
-            x = torch.tanh(F.max_pool2d(self.conv2(x), 2))
+            x = torch.tanh(max_pool2d(self.conv1(x)))
+            x = torch.tanh(max_pool2d(self.conv2(x)))
         else:
             x = F.avg_pool2d(torch.tanh(self.conv1(x)), 2)
             x = F.avg_pool2d(torch.tanh(self.conv2(x)), 2)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from cifarnets.errors import InputError
+from cifarnets.models.pooling import MaxPool2d
 from cifarnets.models.registry import register
 
 
@@ -42,7 +43,7 @@ class VGG(nn.Module):
             for _ in range(depth):
                 layers += [_conv(inputs, width), nn.BatchNorm2d(width), nn.ReLU()]
                 inputs = width
-            layers.append(nn.MaxPool2d(2))
+            layers.append(MaxPool2d())
         self.features = nn.Sequential(*layers)
         self.head = nn.Linear(inputs, num_classes)
 

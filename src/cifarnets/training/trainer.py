@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from cifarnets.device import keep_memory, resolve_device
 from cifarnets.errors import InputError
-from cifarnets.evaluation import Batches, check_batch, check_labels, class_names, explaining, input_dtype
+from cifarnets.evaluation import Batches, check_batch, check_labels, class_names, explaining, in_channels, input_dtype
 from cifarnets.models.meta import describe_data
 from cifarnets.seeding import deterministic_algorithms, seed_everything
 from cifarnets.training import distributed
@@ -123,7 +123,7 @@ class Trainer:
         self._on_cuda = self.device.type == "cuda"  # where a copy may go on by itself; MPS reads what is gone by then
         self.world = distributed.join(self.device)
         self._layout = torch.channels_last if channels_last else torch.preserve_format
-        self._input_dtype = input_dtype(model)
+        self._input_dtype, self._channels = input_dtype(model), in_channels(model)
         self.model = self.eval_model = model.to(self.device)
         if channels_last:
             self.model.to(memory_format=torch.channels_last)
@@ -278,7 +278,7 @@ class Trainer:
         where = f"epoch {self.epoch + 1}, batch {self.batch + 1}"
         if not whole:
             raise InputError(f"{where}: the batch is empty.")
-        check_batch(self.model, images, labels, where, soft=True)
+        check_batch(self._channels, images, labels, where, soft=True)
         images = images.to(self.device, self._input_dtype, non_blocking=self._on_cuda, memory_format=self._layout)
         given = labels  # where they lie, so that no check of them waits
         labels = labels.to(self.device, non_blocking=self._on_cuda)
