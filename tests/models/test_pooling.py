@@ -60,11 +60,20 @@ def seen(function: Callable[[Tensor], Tensor], images: Tensor) -> set[str]:
 
 def test_only_compiled_is_it_written_out() -> None:
     even, odd = torch.randn(1, 2, 4, 6), torch.randn(1, 2, 5, 6)
-    assert torch.equal(max_pool2d(odd), F.max_pool2d(odd, 2))
+    for images in (even, odd, even[0]):
+        assert torch.equal(max_pool2d(images), F.max_pool2d(images, 2))
     assert "maximum" in seen(max_pool2d, even)
     assert "max_pool2d" not in seen(max_pool2d, even)
     assert "maximum" not in seen(max_pool2d, odd)
+    assert "maximum" not in seen(max_pool2d, even[0])
     assert "maximum" not in seen(max_pool2d, even.to("meta"))
+
+
+def test_exported_nets_keep_torchs_own() -> None:
+    exported = torch.export.export(create("convnet").eval(), (torch.randn(1, 3, 32, 32),), strict=False)
+    names = [str(node.target) for node in exported.graph.nodes]
+    assert sum("max_pool2d" in name for name in names) == 2
+    assert not any("maximum" in name for name in names)
 
 
 @pytest.mark.parametrize("name", ["convnet", "convnet_functional"])

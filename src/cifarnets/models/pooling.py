@@ -18,15 +18,16 @@ class MaxPool2d(nn.MaxPool2d):
 
 
 def max_pool2d(x: Tensor) -> Tensor:
-    """`F.max_pool2d(x, 2)`, its gradients included, bit for bit.
+    """`F.max_pool2d(x, 2)` and its gradient, bit for bit.
 
-    Compiled for a CPU, torch's own spreads its gradients by index, one at a time, and is slower than in eager mode.
-    There it is written out as comparisons, which the compiler fuses with the layers around it.
+    Compiled for a CPU, torch's own spreads the gradient by index, number by number, and slows the net down. There, and
+    where all windows are whole, it is written out as comparisons, which the compiler fuses with the layers around it.
+    Exported nets keep torch's own.
 
     Shapes: `[N, C, H, W]` to `[N, C, H // 2, W // 2]`.
     """
-    even = x.shape[2] % 2 == x.shape[3] % 2 == 0
-    if torch.compiler.is_compiling() and x.device.type == "cpu" and even:
+    compiled = torch.compiler.is_dynamo_compiling() and x.device.type == "cpu"
+    if compiled and x.ndim == 4 and x.shape[2] % 2 == x.shape[3] % 2 == 0:
         return _WrittenOut.apply(x)  # type: ignore[no-any-return]
     return F.max_pool2d(x, 2)
 

@@ -62,7 +62,7 @@ class Trainer:
         clip_norm: The highest norm of all gradients together; None for no limit.
         precision: `"fp32"`, `"bf16"`, `"fp16"` (with gradient scaling), or `"auto"` for the fastest that the device
             has in hardware.
-        compile: Run the model through `torch.compile`; the first steps then take long.
+        compile: Run the model through `torch.compile`; the first steps then take long, and a CPU needs a C++ compiler.
         channels_last: Keep images and convolutions as `[N, H, W, C]` in memory, which is faster for most nets.
         deterministic: Ask torch for deterministic algorithms. On the CPU that costs nothing measurable; on CUDA some
             layers get slower, and one without such an algorithm raises.
