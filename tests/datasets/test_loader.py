@@ -179,22 +179,21 @@ def test_it_keeps_no_block(options: dict[str, Any], monkeypatch: pytest.MonkeyPa
     """What is let go is gone, so that the next block is made in its memory."""
     monkeypatch.setattr("cifarnets.datasets.loader.BLOCK", 4)
     loader = BatchLoader(numbered(12), 2, device="cpu", seed=0, **options)
-    made: list[weakref.ref[Tensor]] = []
-    convert = loader._convert
+    given: list[weakref.ref[Tensor]] = []
+    convert, blocks = loader._convert, []
 
     def watched(images: Tensor) -> Tensor:
-        if len(made) % loads == 0:
-            assert all(block() is None for block in made)
-        block = convert(images)
-        made.append(weakref.ref(block))
-        return block
+        assert all(batch() is None for batch in given)
+        blocks.append(len(images))
+        return convert(images)
 
-    loads = 2 if loader.augment is not None and loader.augment.mixup else 1  # a batch to mix in is converted too
     monkeypatch.setattr(loader, "_convert", watched)
     batches = iter(loader)
     while (batch := next(batches, None)) is not None:
+        given.append(weakref.ref(batch[0]))
         del batch
-    assert len(made) == (12 if loads == 2 else 3)
+    mixes = loader.augment is not None and loader.augment.mixup  # whose batches are made one by one, from two each
+    assert blocks == ([2] * 12 if mixes else [4] * 3)
 
 
 @pytest.mark.parametrize("augment", [None, Augment("random", translate=2, cutout=8), Augment(cutmix=1.0)])

@@ -123,24 +123,27 @@ def test_it_is_the_plain_loop_of_the_article(real3: ImageDataset, kind: str, epo
     assert_same_weights(model, plain, 1e-6)
 
 
-def test_a_batch_is_let_go_before_the_next_is_made(train: ImageDataset, net: Net) -> None:
+def test_a_batch_is_let_go_before_the_next_is_made(
+    train: ImageDataset, net: Net, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """So that two never need memory at once, and the next one finds that of the last in the cache."""
-    alive: list[Any] = []
+    monkeypatch.setattr("cifarnets.datasets.loader.BLOCK", 16)
+    alive: list[weakref.ref[Tensor]] = []
 
     class Loader(BatchLoader):
         def shard(self, rank: int, size: int) -> Iterator[tuple[Tensor, Tensor, int]]:
-            batches = super().shard(rank, size)
+            for batch in super().shard(rank, size):
+                alive.append(weakref.ref(batch[0]))
+                yield batch
+                del batch
 
-            def note(_number: int) -> tuple[Tensor, Tensor, int]:
-                assert [part for reference in alive if (part := reference()) is not None] == []
-                batch = next(batches)
-                alive[:] = [weakref.ref(batch[0])]
-                return batch
+        def _convert(self, images: Tensor) -> Tensor:
+            assert all(batch() is None for batch in alive)
+            return super()._convert(images)
 
-            return map(note, range(len(self)))
-
-    Trainer(net(), device="cpu").fit(Loader(train, 16, device="cpu"), epochs=1)
-    assert alive
+    loader = Loader(train, 16, device="cpu")
+    Trainer(net(), device="cpu").fit(loader, epochs=1)
+    assert len(alive) == len(loader) > 1
 
 
 @pytest.mark.parametrize("kind", ["BatchLoader", "DataLoader", "list"])
