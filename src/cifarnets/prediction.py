@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from cifarnets.datasets.images import normalize
 from cifarnets.device import resolve_device
 from cifarnets.errors import DataNotFoundError, InputError, unknown_name
-from cifarnets.evaluation import TTA, answer, check_answers, evaluating, input_dtype, name_outputs
+from cifarnets.evaluation import TTA, answer, check_answers, evaluating, in_channels, input_dtype, name_outputs
 from cifarnets.models.meta import get_meta, unwrap
 
 if TYPE_CHECKING:
@@ -163,7 +163,7 @@ def _inputs(
             "the model does not say how its images were normalised: train it with a Trainer on a dataset of "
             "cifarnets, tell it with cifarnets.models.describe, or pass mean= and std=."
         )
-    channels = meta.config.get("in_channels") if meta else None
+    channels = in_channels(model)
     if channels is not None and len(mean) != channels:
         raise InputError(f"{len(mean)} constants {tuple(mean)} do not fit images of {channels} channels.")
     single = not isinstance(images, (list, tuple)) and not _is_batch(images)

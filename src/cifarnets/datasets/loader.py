@@ -120,7 +120,6 @@ class BatchLoader:
         epoch, self.epoch = self.epoch, self.epoch + 1
         order = self.order(epoch) if self.shuffle else torch.arange(len(self.dataset), device=self.device)
         augmenter = self._start_augmenter(epoch)
-        mixes = augmenter is not None and augmenter.mixes
         # Cut up once an epoch: a view costs as much as a small computation, and an epoch has hundreds of each.
         order = order[: len(self) * self.batch_size]
         places = torch.split(order, self.batch_size)
@@ -128,24 +127,20 @@ class BatchLoader:
         sizes = [len(batch) for batch in places]
         own = slice(rank, None, size)
         mine, answers = (parts if size == 1 else [part[own] for part in parts] for parts in (places, labels))
-        together = 1 if mixes else max(1, BLOCK // self.batch_size)
+        together = 1 if augmenter is not None and augmenter.mixes else max(1, BLOCK // self.batch_size)
+
+        def make(chosen: Tensor) -> Tensor:
+            if augmenter is not None:
+                return augmenter.blank(self._convert(augmenter.take(chosen)), chosen)
+            # index_select copies whole images; indexing with a tensor would go pixel by pixel.
+            return self._convert(self._images.index_select(0, chosen))
 
         def take(first: int) -> Iterator[tuple[Tensor, Tensor, int]]:
             block = slice(first, first + together)
-            chosen = torch.cat(mine[block])
-            if augmenter is not None:
-                images = augmenter.blank(self._convert(augmenter.take(chosen)), chosen)
-            elif self.shuffle or size > 1:
-                # index_select copies whole images; indexing with a tensor would go pixel by pixel.
-                images = self._convert(self._images.index_select(0, chosen))
-            else:
-                images = self._convert(self._images[first * self.batch_size :][: len(chosen)])
-            given = answers[block]
-            if augmenter is not None and mixes:
-                other = places[first].roll(1)[own]
-                others = augmenter.blank(self._convert(augmenter.take(other)), other)
-                kept = augmenter.mix(images, others, epoch, first)
-                given = (self._shares(given[0]).lerp(self._shares(labels[first].roll(1, 0)[own]), 1 - kept),)
+            images, given = make(torch.cat(mine[block])), answers[block]
+            if augmenter is not None and augmenter.mixes:
+                share = augmenter.mix(images, make(places[first].roll(1)[own]), epoch, first)
+                given = [self._shares(given[0]).lerp(self._shares(labels[first].roll(1, 0)[own]), 1 - share)]
             batches = torch.split(self._view(images), [len(part) for part in mine[block]])
             return zip(batches, given, sizes[block], strict=True)
 
