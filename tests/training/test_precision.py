@@ -1,6 +1,7 @@
 """In which numbers a step computes."""
 
 import copy
+import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from cifarnets import Trainer
 from cifarnets.datasets import BatchLoader, ImageDataset
 from cifarnets.errors import InputError
 from cifarnets.training import Checkpoint
-from cifarnets.training.precision import autocast_dtype, grad_scaler
+from cifarnets.training.precision import autocast_dtype, compiler_options, grad_scaler
 
 Net = Callable[..., nn.Module]
 CPU, CUDA, MPS = (torch.device(name) for name in ("cpu", "cuda", "mps"))
@@ -139,3 +140,23 @@ def test_on_cuda(net: Net, train: ImageDataset, tmp_path: Path, precision: str) 
     resumed.fit(loader(), epochs=5, resume=tmp_path)
     assert resumed.history[:4] == history
     assert len(resumed.history) == 5
+
+
+def test_compiled_in_float32_nothing_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert compiler_options(None) == {}
+    monkeypatch.setattr(torch._inductor, "list_options", lambda: ["cpp.threads", "cpp.use_decompose_tanh"])
+    assert compiler_options(None) == {}
+    assert compiler_options(torch.bfloat16) == {"cpp.use_decompose_tanh": True}
+    monkeypatch.setattr(torch._inductor, "list_options", lambda: ["cpp.threads"])  # torch before 2.8
+    assert compiler_options(torch.bfloat16) == {}
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler on a CPU")
+def test_a_compiled_tanh_is_as_exact_as_bfloat16_can_tell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    numbers = torch.arange(-(2**15), 2**15).short().view(torch.bfloat16)  # all there are
+    compiled = torch.compile(torch.tanh, options=compiler_options(torch.bfloat16), fullgraph=True)
+    found, exact = compiled(numbers).double(), numbers.double().tanh()
+    assert torch.equal(found.isnan(), exact.isnan())
+    error = (found - exact).abs()[~exact.isnan()]
+    assert (error <= exact[~exact.isnan()].abs() * 2**-8 + 1.2e-7).all()  # a rounding, and what is left out

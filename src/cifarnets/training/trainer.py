@@ -24,7 +24,7 @@ from cifarnets.training.callbacks import Callback, Checkpoint, ProgressBar, call
 from cifarnets.training.checkpoint import FILE, read_state
 from cifarnets.training.history import History
 from cifarnets.training.optimizers import OptimizerLike, make_optimizer, parameters_of
-from cifarnets.training.precision import Precision, autocast_dtype, grad_scaler
+from cifarnets.training.precision import Precision, autocast_dtype, compiler_options, grad_scaler
 from cifarnets.training.resume import collect, open_epoch, restore
 from cifarnets.training.schedules import ScheduleLike, count_steps, start_schedule
 from cifarnets.training.signals import asking, fetch
@@ -137,7 +137,7 @@ class Trainer:
         self.dtype = autocast_dtype(precision, self.device)
         self._scaler = grad_scaler(self.dtype, self.optimizer)
         forward = self.world.wrap(self.model)  # `self.model` stays bare, so nothing of this is ever saved
-        self._forward: Any = torch.compile(forward) if compile else forward
+        self._forward: Any = torch.compile(forward, options=compiler_options(self.dtype)) if compile else forward
         self.deterministic = deterministic
         self.seed = seed
         # A checkpoint comes last, so that it holds what the others remember of the same moment.
