@@ -40,13 +40,15 @@ def grad_scaler(dtype: torch.dtype | None, optimizer: torch.optim.Optimizer) -> 
 def compiler_options(dtype: torch.dtype | None) -> dict[str, Any]:
     """What `torch.compile` may do besides when a step computes in `dtype`.
 
-    In half precision it makes a tanh out of one exponential, which on a CPU takes half the time: off by 1e-7, it is
-    as exact as a bfloat16 can tell. Versions of torch without the choice are left as they are.
+    In half precision a CPU's tanh is made of one exponential: off by 1e-7, it is as exact as a bfloat16 can tell.
+    Versions of torch without the choice are left as they are.
     """
+    if dtype is None:
+        return {}
     import torch._inductor  # not before something is compiled: it takes long
 
     tanh = "cpp.use_decompose_tanh"
-    return {tanh: True} if dtype is not None and tanh in torch._inductor.list_options() else {}
+    return {tanh: True} if tanh in torch._inductor.list_options() else {}
 
 
 def _cpu_has_bf16() -> bool:
