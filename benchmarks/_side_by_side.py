@@ -29,15 +29,17 @@ def processor() -> str:
 
 
 def take_turns(contenders: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each contender's runs: all once, then all again, after one unmeasured round."""
+    """Seconds of each contender's runs: rounds of one run each, in turn from first to last and from last to first."""
     for run in contenders.values():
-        run()
+        run()  # not measured
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    order = list(contenders)
     for _ in range(repeats):
-        for name, run in contenders.items():
+        for name in order:
             started = time.perf_counter()
-            run()
+            contenders[name]()
             seconds[name].append(time.perf_counter() - started)
+        order.reverse()
     return seconds
 
 

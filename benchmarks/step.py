@@ -108,7 +108,7 @@ def difference(cifar3: ImageDataset) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=16)
     options = parser.parse_args()
     cifar3 = cifar_subset(CIFAR10Normalized(), CLASSES)
     seed_everything(0)
