@@ -28,7 +28,7 @@ from cifarnets.models import create, summary
 from cifarnets.training import load_recipe
 from cifarnets.training.muon import ConvMuon
 from cifarnets.training.precision import autocast_dtype
-from cifarnets.training.recipe import TRAINER_FIELDS
+from cifarnets.recipes.recipe import TRAINER_FIELDS
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -60,7 +60,7 @@ def plain(dataset: CIFAR10Normalized, batch: int) -> Callable[[], None]:
     mean, std = (torch.tensor(column, device=DEVICE).view(3, 1, 1) for column in (dataset.mean, dataset.std))
     images = dataset.images[: batch * 2].to(DEVICE).float().div(255).sub(mean).div(std)
     labels = dataset.labels[: batch * 2].to(DEVICE)
-    model.prepare(images)
+    model.init_from_images(images)
     optimizer = ConvMuon(model)
     padded = F.pad(images, (2,) * 4, "reflect")
 
@@ -82,7 +82,7 @@ def ours(dataset: CIFAR10Normalized, batch: int) -> Callable[[], None]:
     recipe = load_recipe("airbench94")
     seed_everything(0)
     model: Any = create("airbench94")
-    model.prepare(next(iter(BatchLoader(dataset, 2000, device="cpu")))[0])
+    model.init_from_images(next(iter(BatchLoader(dataset, 2000, device="cpu")))[0])
     part = dataset.select(range(batch * 2))
     loader = BatchLoader(
         part, batch, True, device=DEVICE, seed=0, augment=Augment(**recipe.augment), channels_last=True
@@ -97,7 +97,7 @@ def ours(dataset: CIFAR10Normalized, batch: int) -> Callable[[], None]:
         if images is None or labels is None:
             again = iter(loader)
             images, labels = next(again)
-        trainer.run_batch(images, labels, len(labels))
+        trainer.train_step(images, labels, len(labels))
         wait()
 
     return step

@@ -12,7 +12,7 @@ import torch
 from benchmarks._side_by_side import machine, take_turns
 from cifarnets import evaluate, predict, seed_everything
 from cifarnets.datasets import BatchLoader, CIFAR10Normalized
-from cifarnets.models import create, describe
+from cifarnets.models import create, annotate
 
 PROGRAMS = {
     "import torch": "import torch",
@@ -60,7 +60,7 @@ def main() -> None:
     for name in options.models:
         seed_everything(0)
         model = create(name).eval()
-        describe(model, classes=test.classes, mean=test.mean, std=test.std)
+        annotate(model, classes=test.classes, mean=test.mean, std=test.std)
         part = test.select(range(1000))
         loaders = [BatchLoader(part, 1000, device="cpu", channels_last=layout) for layout in (False, True)]
         latencies: list[float] = []

@@ -27,11 +27,11 @@ from benchmarks._plain import augmented
 from benchmarks._side_by_side import machine
 from cifarnets import Trainer, seed_everything
 from cifarnets.datasets import BatchLoader, CIFAR10Normalized, ImageDataset
-from cifarnets.evaluation import answer, evaluating
+from cifarnets.evaluation import answer, eval_mode
 from cifarnets.models import create
 from cifarnets.training import Recipe, load_recipe, make_optimizer, make_schedule
 from cifarnets.training.precision import autocast_dtype
-from cifarnets.training.recipe import TRAINER_FIELDS
+from cifarnets.recipes.recipe import TRAINER_FIELDS
 from cifarnets.weights.index import mean_and_std
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -83,7 +83,7 @@ class Ours:
         model: Any = create(self.recipe.model).to(DEVICE)
         options = {name: getattr(self.recipe, name) for name in TRAINER_FIELDS if name != "seed"}
         with Clock() as clock:
-            model.prepare(self.few)
+            model.init_from_images(self.few)
             trainer = Trainer(model, device=DEVICE, progress=False, **options)
             trainer.fit(self.loader, epochs=self.recipe.epochs)
             with_tta = share_of_right(model, self.test, self.recipe)
@@ -108,7 +108,7 @@ class Plain:
         steps = len(self.images) // recipe.batch_size
         pad, cutout = recipe.augment["translate"], recipe.augment.get("cutout", 0)
         with Clock() as clock:
-            model.prepare(self.images[:5000])
+            model.init_from_images(self.images[:5000])
             optimizer = make_optimizer(model, recipe.optimizer, recipe.lr, recipe.optimizer_options)
             schedule = make_schedule(optimizer, recipe.schedule, recipe.epochs * steps, recipe.schedule_options)
             padded = F.pad(self.images, (pad,) * 4, "reflect")
@@ -134,7 +134,7 @@ def share_of_right(model: torch.nn.Module, batches: list[tuple[Tensor, Tensor]],
     """Test accuracy in the recipe's precision, with its test-time augmentation."""
     dtype = autocast_dtype(recipe.precision, DEVICE)
     right, images = torch.zeros((), device=DEVICE), 0
-    with evaluating(model, DEVICE), torch.autocast(DEVICE.type, dtype) if dtype else contextlib.nullcontext():
+    with eval_mode(model, DEVICE), torch.autocast(DEVICE.type, dtype) if dtype else contextlib.nullcontext():
         for inputs, labels in batches:
             right += (answer(model, inputs, recipe.tta).argmax(1) == labels).sum()
             images += len(labels)

@@ -34,7 +34,7 @@ def _somewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def few(train: bool) -> SyntheticCIFAR10:
         return SyntheticCIFAR10(train, size=300 if train else 100)
 
-    monkeypatch.setattr("cifarnets.training.recipe.SyntheticCIFAR10", few)
+    monkeypatch.setattr("cifarnets.recipes.recipe.SyntheticCIFAR10", few)
 
 
 class Stop(Callback):
@@ -380,9 +380,9 @@ class TestTrain:
                 raise KeyboardInterrupt
             usual(self, *_)
 
-        usual = Trainer.run_batch
+        usual = Trainer.train_step
         with monkeypatch.context() as patch:
-            patch.setattr(Trainer, "run_batch", press)
+            patch.setattr(Trainer, "train_step", press)
             assert main([*TRAIN, "--epochs", "2", "--out", "here"]) == 130
         printed = capsys.readouterr().out
         assert printed.endswith(
@@ -507,7 +507,7 @@ def weights(tmp_path: Path) -> str:
     """A convnet of three classes that knows its preprocessing."""
     torch.manual_seed(0)
     model = models.create("convnet", num_classes=3)
-    models.describe(model, classes=("airplane", "automobile", "ship"), mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+    models.annotate(model, classes=("airplane", "automobile", "ship"), mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
     return str(save(model, tmp_path / "three.safetensors"))
 
 
@@ -550,7 +550,7 @@ class TestEvaluate:
         assert "text.safetensors" in fails(capsys, "evaluate", "text.safetensors", *data)
         assert "no CIFAR-10 at" in fails(capsys, "evaluate", weights, "--data-root", "empty")
         drawn = models.create("convnet", num_classes=1)
-        models.describe(drawn, classes=("disc",))
+        models.annotate(drawn, classes=("disc",))
         assert "unknown class 'disc'" in fails(
             capsys, "evaluate", str(save(drawn, tmp_path / "drawn.safetensors")), *data
         )

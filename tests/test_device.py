@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cifarnets.device import resolve_device
+from cifarnets._device import resolve_device
 from cifarnets.errors import InputError
 
 

@@ -183,7 +183,7 @@ class TestEvaluate:
 
     def test_the_model_s_own_class_names_are_used_where_the_loader_has_none(self, synthetic3: ImageDataset) -> None:
         model = models.create("convnet", num_classes=4)
-        models.describe(model, classes=("x", "y", "z"))
+        models.annotate(model, classes=("x", "y", "z"))
         result = evaluate(model, list(BatchLoader(synthetic3, 100, device="cpu")), "cpu")
         assert list(result.per_class) == ["x", "y", "z"]
         assert [len(row) for row in result.confusion] == [4, 4, 4, 4]
@@ -430,7 +430,7 @@ def test_a_dataset_whose_classes_are_no_names(synthetic3: ImageDataset) -> None:
 
 def test_labels_that_mean_something_else_are_refused(synthetic3: ImageDataset) -> None:
     model = models.create("convnet", num_classes=3)
-    models.describe(model, classes=synthetic3.classes)
+    models.annotate(model, classes=synthetic3.classes)
     turned = cifar_subset(synthetic3, synthetic3.classes[::-1])
     with pytest.raises(InputError, match=r"the loader's classes .* are not those that the model was trained on"):
         evaluate(model, BatchLoader(turned, 100, device="cpu"))

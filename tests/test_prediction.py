@@ -188,7 +188,7 @@ class TestAnswers:
     @pytest.fixture
     def model(self) -> nn.Module:
         model = models.create("convnet", num_classes=4)
-        models.describe(model, classes=("cat", "dog", "ship"), mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4))
+        models.annotate(model, classes=("cat", "dog", "ship"), mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4))
         return model
 
     def test_step_18_the_softmax_of_ten_six_four(self) -> None:
@@ -262,7 +262,7 @@ class TestAnswers:
 
     def test_a_trained_model_names_what_it_was_trained_on(self, synthetic3: ImageDataset) -> None:
         model = models.create("convnet", num_classes=3)
-        models.describe(model, classes=synthetic3.classes, mean=synthetic3.mean, std=synthetic3.std)
+        models.annotate(model, classes=synthetic3.classes, mean=synthetic3.mean, std=synthetic3.std)
         some = synthetic3.select(range(90))
         images, labels = torch.stack([image for image, _ in some]), some.labels
         for _ in range(12):

@@ -25,14 +25,14 @@ from benchmarks._side_by_side import machine
 from torch import Tensor, nn
 
 from cifarnets import evaluate, load, save
-from cifarnets.atomic import write_atomic
+from cifarnets._files import write_atomic
 from cifarnets.datasets import BatchLoader, SyntheticCIFAR10, normalize
 from cifarnets.errors import CifarNetsError, InputError
 from cifarnets.evaluation import collect_logits, measure
-from cifarnets.models import Release, describe, summary
-from cifarnets.models.meta import Meta, get_meta
+from cifarnets.models import Release, annotate, summary
+from cifarnets.models.metadata import ModelMeta, get_meta
 from cifarnets.training import Recipe, load_recipe
-from cifarnets.training.recipe import write_json
+from cifarnets.recipes.recipe import write_json
 from cifarnets.version import __version__
 from cifarnets.weights.files import read_weights, write_weights
 from cifarnets.weights.index import GOLDEN_FILE, INDEX_FILE, mean_and_std, sha256
@@ -80,7 +80,7 @@ def release(name: str, folders: Sequence[Path]) -> None:
         "file_ece": plain.ece,
         "predictions_sha256": sha256(predictions.numpy().tobytes()),
     }
-    describe(model, results=results)
+    annotate(model, results=results)
     save(model, WEIGHTS / f"{name}.safetensors", half=True)
     for seed, folder in runs.items():
         write_atomic(LOGS / name / f"seed{seed}.csv", (folder / "history.csv").read_text())
@@ -225,7 +225,7 @@ def build_index() -> dict[str, Any]:
     return found
 
 
-def _load(path: Path) -> tuple[nn.Module, Meta]:
+def _load(path: Path) -> tuple[nn.Module, ModelMeta]:
     model = load(path)
     meta = get_meta(model)
     assert meta is not None

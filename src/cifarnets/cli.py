@@ -25,11 +25,11 @@ from cifarnets.datasets import (
 )
 from cifarnets.errors import CifarNetsError, DataCorruptError, DownloadError, InputError, OutputError
 from cifarnets.evaluation import TTA
-from cifarnets.models.meta import get_meta
-from cifarnets.models.registry import Sort
+from cifarnets.models.metadata import get_meta
+from cifarnets.models.catalog import Sort
 from cifarnets.training import ArticleLog, Recipe, Run, load_recipe, run
 from cifarnets.training.precision import Precision
-from cifarnets.training.recipe import recipe_name
+from cifarnets.recipes.recipe import recipe_name
 from cifarnets.training.schedules import SCHEDULES
 from cifarnets.weights.index import mean_and_std
 

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cifarnets.device import resolve_device
+from cifarnets._device import resolve_device
 from cifarnets.errors import InputError
-from cifarnets.models.meta import get_meta
+from cifarnets.models.metadata import get_meta
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 """Anything that gives `(images [B, C, H, W], labels [B])`: a BatchLoader, a DataLoader, a list."""
@@ -87,7 +87,7 @@ def collect_logits(
         InputError: There is no batch, or one does not fit the model.
     """
     logits, labels, dtype, channels = [], [], input_dtype(model), in_channels(model)
-    with evaluating(model, device):
+    with eval_mode(model, device):
         for index, batch in enumerate(batches):
             where = f"batch {index + 1}"
             images, answers = as_pair(batch, where)
@@ -183,7 +183,7 @@ def name_outputs(classes: Sequence[str] | None, outputs: int) -> tuple[str, ...]
 
 
 @contextlib.contextmanager
-def evaluating(model: nn.Module, device: torch.device) -> Iterator[None]:
+def eval_mode(model: nn.Module, device: torch.device) -> Iterator[None]:
     """The model on `device`, in eval mode and without gradients, until the block ends."""
     modes = {module: module.training for module in model.modules()}
     home = next((p.device for p in model.parameters()), device)

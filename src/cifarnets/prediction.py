@@ -2,35 +2,29 @@
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cifarnets.datasets.images import normalize
-from cifarnets.device import resolve_device
-from cifarnets.errors import DataNotFoundError, InputError, unknown_name
-from cifarnets.evaluation import TTA, answer, check_answers, evaluating, in_channels, input_dtype, name_outputs
-from cifarnets.models.meta import get_meta, unwrap
-
-if TYPE_CHECKING:
-    import PIL.Image
+from cifarnets.datasets.pictures import SIZE, Picture, to_picture
+from cifarnets._device import resolve_device
+from cifarnets.errors import InputError, unknown_name
+from cifarnets.evaluation import TTA, answer, check_answers, eval_mode, in_channels, input_dtype, name_outputs
+from cifarnets.models.metadata import get_meta, unwrap
 
 Prediction: TypeAlias = list[tuple[str, float]]
 """Class names with their probabilities, the likeliest first."""
 
-Image: TypeAlias = "str | os.PathLike[str] | PIL.Image.Image | np.ndarray[Any, Any] | Tensor"
-SIZE = 32
 BATCH = 1000
 """Pictures that go through a model at a time."""
 
 
 def predict(
     model: nn.Module,
-    images: "Image | Sequence[Image]",
+    images: "Picture | Sequence[Picture]",
     topk: int = 1,
     *,
     classes: Sequence[str] | None = None,
@@ -71,7 +65,7 @@ def predict(
     if not len(inputs):
         return []
     target = resolve_device(device)
-    with evaluating(model, target):
+    with eval_mode(model, target):
         parts = [answer(model, part.to(target, input_dtype(model)), tta).cpu() for part in torch.split(inputs, BATCH)]
     probabilities = torch.cat(parts).softmax(1)
     check_answers(probabilities)
@@ -91,7 +85,7 @@ def predict(
 
 def features(
     model: nn.Module,
-    images: "Image | Sequence[Image]",
+    images: "Picture | Sequence[Picture]",
     layer: str | None = None,
     *,
     mean: Sequence[float] | None = None,
@@ -139,7 +133,7 @@ def features(
 
     handle = linear[-1].register_forward_pre_hook(note) if layer is None else layers[layer].register_forward_hook(note)
     try:
-        with evaluating(model, target):
+        with eval_mode(model, target):
             for part in torch.split(inputs, BATCH):
                 model(part.to(target, input_dtype(model)))
                 if not isinstance(found, Tensor):
@@ -152,7 +146,7 @@ def features(
 
 
 def _inputs(
-    model: nn.Module, images: "Image | Sequence[Image]", mean: Sequence[float] | None, std: Sequence[float] | None
+    model: nn.Module, images: "Picture | Sequence[Picture]", mean: Sequence[float] | None, std: Sequence[float] | None
 ) -> tuple[Tensor, bool]:
     """Pictures as a model is fed them, float32 `[N, C, 32, 32]`, and whether it was a single one."""
     meta = get_meta(model)
@@ -161,7 +155,7 @@ def _inputs(
     if mean is None or std is None:
         raise InputError(
             "the model does not say how its images were normalised: train it with a Trainer on a dataset of "
-            "cifarnets, tell it with cifarnets.models.describe, or pass mean= and std=."
+            "cifarnets, tell it with cifarnets.models.annotate, or pass mean= and std=."
         )
     channels = in_channels(model)
     if channels is not None and len(mean) != channels:
@@ -170,95 +164,8 @@ def _inputs(
     batch = [images] if single else list(images)  # type: ignore[arg-type]
     if not batch:
         return torch.empty(0, len(mean), SIZE, SIZE), False
-    return normalize(torch.stack([_to_input(image, len(mean)) for image in batch]), mean, std), single  # type: ignore[arg-type]
+    return normalize(torch.stack([to_picture(image, len(mean)) for image in batch]), mean, std), single  # type: ignore[arg-type]
 
 
 def _is_batch(images: object) -> bool:
     return isinstance(images, (Tensor, np.ndarray)) and images.ndim == 4
-
-
-def _to_input(image: Image, channels: int) -> Tensor:
-    """Any picture as float32 `[channels, 32, 32]` in 0..1."""
-    if isinstance(image, Tensor):
-        pixels = image.detach().cpu()
-    elif isinstance(image, np.ndarray):
-        pixels = _from_array(image)
-    else:
-        pixels = _from_pil(_open(image) if isinstance(image, (str, os.PathLike)) else image, channels)
-    if pixels.ndim != 3 or 0 in pixels.shape:
-        raise InputError(
-            "a picture must be [H, W] or [H, W, C] as an array, [C, H, W] as a tensor, "
-            f"not {list(getattr(image, 'shape', pixels.shape))}."
-        )
-    if pixels.shape[0] == 1:
-        pixels = pixels.expand(channels, -1, -1)
-    if pixels.shape[0] != channels:
-        raise InputError(f"the model takes {channels} channels, and the picture has {pixels.shape[0]}.")
-    if pixels.dtype == torch.uint8:
-        unit = pixels.float() / 255
-    elif pixels.is_floating_point():
-        unit = pixels.float()
-        # Resizing leaves the likes of 1.0000001, which are no sign of a mistake.
-        if not (unit.isfinite().all() and unit.min() >= -1e-4 and unit.max() <= 1 + 1e-4):
-            raise InputError(
-                f"float pictures must be in 0..1 (this one: {unit.min():.3g} … {unit.max():.3g}); pass uint8 for "
-                "0..255, and pictures before they are normalised: predict does that itself."
-            )
-    else:
-        raise InputError(f"pictures must be uint8, or float in 0..1, not {pixels.dtype}.")
-    if unit.shape[1:] != (SIZE, SIZE):
-        unit = F.interpolate(unit[None], (SIZE, SIZE), mode="bilinear", antialias=True)[0]
-    return unit
-
-
-def _from_array(array: "np.ndarray[Any, Any]") -> Tensor:
-    """`[H, W]` or `[H, W, C]` as `[C, H, W]`; other shapes as they are, for `_to_input` to refuse."""
-    if array.dtype != np.uint8 and array.dtype.kind != "f":
-        raise InputError(f"pictures must be uint8, or float in 0..1, not {array.dtype}.")
-    # A copy: torch takes no foreign byte order and no negative strides, and warns of read-only memory.
-    pixels = torch.from_numpy(array.astype(np.uint8 if array.dtype == np.uint8 else np.float32, order="C"))
-    if pixels.ndim == 2:
-        return pixels[None]
-    return pixels.movedim(-1, 0) if pixels.ndim == 3 else pixels
-
-
-def _from_pil(picture: "PIL.Image.Image", channels: int) -> Tensor:
-    from PIL import Image, ImageOps
-
-    if not isinstance(picture, Image.Image):
-        raise InputError(
-            "a picture must be a path, a PIL image, an array or a tensor (several go in a list), "
-            f"not {type(picture).__name__}."
-        )
-    try:
-        picture = ImageOps.exif_transpose(picture)
-        if picture.mode.startswith("I;16"):  # convert() would clip 0..65535 at 255
-            picture = Image.fromarray((np.array(picture) >> 8).astype(np.uint8))
-        elif picture.mode in ("I", "F"):
-            raise ValueError(
-                f"mode {picture.mode!r} does not say what is white; scale it to 0..255 and convert it to 'L'"
-            )
-        elif picture.mode == "P":  # PIL warns of a palette with transparency unless it goes this way
-            picture = picture.convert("RGBA")
-        pixels = torch.from_numpy(np.array(picture.convert("RGB" if channels == 3 else "L")))
-    except Exception as error:  # a damaged file that PIL has not read yet, or a mode that it cannot convert
-        raise InputError(f"cannot use the picture: {error}.") from error
-    return pixels[None] if pixels.ndim == 2 else pixels.movedim(-1, 0)
-
-
-def _open(path: str | os.PathLike[str]) -> "PIL.Image.Image":
-    from PIL import Image, UnidentifiedImageError
-
-    path = Path(path)
-    try:
-        picture: PIL.Image.Image = Image.open(path)
-        with picture:
-            picture.load()
-        return picture
-    except UnidentifiedImageError as error:
-        size = f"{path.stat().st_size:,} bytes"
-        raise InputError(f"{str(path)!r} is not a picture that can be read ({size}).") from error
-    except FileNotFoundError as error:
-        raise DataNotFoundError(f"there is no file {str(path)!r}.") from error
-    except Exception as error:  # each decoder has its own ways to fail on a damaged file
-        raise InputError(f"cannot read the picture {str(path)!r}: {error}.") from error

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from cifarnets.datasets import BatchLoader, CIFAR10Normalized, cifar10, cifar_subset, normalize
-from cifarnets.device import resolve_device
+from cifarnets._device import resolve_device
 from cifarnets.errors import CifarNetsError, DataNotFoundError, WeightsError, unknown_name
 from cifarnets.evaluation import collect_logits
-from cifarnets.models.factory import load
+from cifarnets.models.storage import load
 from cifarnets.weights import index
 from cifarnets.weights.files import read_weights
 from cifarnets.weights.index import Release, releases, sha256

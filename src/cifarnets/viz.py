@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cifarnets.datasets.images import denormalize
 from cifarnets.errors import InputError
-from cifarnets.figures import new_figure, save_figure
+from cifarnets._figures import new_figure, save_figure
 
 if TYPE_CHECKING:
     import PIL.Image

@@ -43,7 +43,7 @@ def test_logits_start_as_large_as_a_ninth_of_torch_s_own(name: str) -> None:
 def test_whitening_makes_patches_uncorrelated_with_both_signs() -> None:
     images, _ = next(iter(BatchLoader(SyntheticCIFAR10(size=500), 500, device="cpu")))
     model = Airbench94()
-    model.prepare(images)
+    model.init_from_images(images)
     patches = F.conv2d(images, model.whiten.weight).transpose(0, 1).flatten(1)
     assert torch.equal(patches[12:], -patches[:12])
     # Strong directions come out with unit variance; the weak ones are held down by the epsilon.
@@ -69,7 +69,7 @@ def test_the_last_two_of_three_convolutions_have_a_shortcut() -> None:
 @pytest.mark.parametrize("name", ["airbench95", "airbench96"])
 def test_a_file_a_graph_and_another_layout_give_the_same(name: str, tmp_path: Path) -> None:
     model, images = create(name, num_classes=3, in_channels=1, widths=(8, 16, 16)), torch.randn(6, 1, 32, 32)
-    model.prepare(images)
+    model.init_from_images(images)
     model(images).square().sum().backward()  # moves the statistics of BatchNorm, too
     trained = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
     assert trained == {name for name, p in model.named_parameters() if p.requires_grad}

@@ -127,7 +127,7 @@ class TestRoundTrip:
     def test_meta_survives_whole(self, path: Path) -> None:
         model = small()
         training = {"epochs": 3, "lr": 0.1, "note": "größer — 大", "nested": {"seeds": [0, 1]}, "val": None}
-        models.describe(
+        models.annotate(
             model, classes=["cat", "dog", "été"], mean=(0.1, 1 / 3, 0.5), std=(0.2, 0.3, 1e-7), training=training
         )
         meta = load(save(model, path)).meta
@@ -165,7 +165,7 @@ class TestRoundTrip:
         from safetensors import safe_open
 
         model = small()
-        models.describe(model, classes=("a", "b"))
+        models.annotate(model, classes=("a", "b"))
         with safe_open(save(model, path), framework="pt") as file:
             entries = file.metadata()
             assert {name: file.get_tensor(name).shape for name in file.keys()} == {  # noqa: SIM118 (not a dict)
@@ -266,10 +266,10 @@ class TestRoundTrip:
     def test_whatever_the_length_of_the_header_the_file_is_no_pickle(self, path: Path) -> None:
         """The file begins with that length, and some lengths begin as pickles do."""
         model = small()
-        models.describe(model, training={"note": ""})
+        models.annotate(model, training={"note": ""})
         shortest = struct.unpack("<Q", save(model, path).read_bytes()[:8])[0]
         for length in (0x0480, 0x0580, 0x1080):
-            models.describe(model, training={"note": "x" * (length - shortest)})
+            models.annotate(model, training={"note": "x" * (length - shortest)})
             start = save(model, path).read_bytes()[:2]
             assert start == struct.pack("<H", length)
             assert start[:1] == pickle.dumps(None)[:1]
@@ -332,7 +332,7 @@ class TestSaveRefuses:
 
     def test_a_meta_that_json_cannot_say(self, path: Path) -> None:
         model = small()
-        models.describe(model, training={"optimizer": object()})
+        models.annotate(model, training={"optimizer": object()})
         with pytest.raises(WeightsError, match="must be plain values"):
             save(model, path)
         assert not path.exists()

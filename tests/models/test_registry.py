@@ -164,7 +164,7 @@ def test_a_subclass_under_a_name_of_its_own_leaves_its_parent_alone(tmp_path: Pa
     class Same(models.ConvNet):
         """Inherits its constructor."""
 
-    assert Wide(factor=3).meta == models.Meta("wide", {"num_classes": 10, "factor": 3})
+    assert Wide(factor=3).meta == models.ModelMeta("wide", {"num_classes": 10, "factor": 3})
     assert Same(3).meta.architecture == "same"
     assert models.ConvNet().meta.architecture == "convnet"
     for model in (Wide(factor=3), Same(3)):

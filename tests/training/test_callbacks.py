@@ -35,7 +35,7 @@ from cifarnets.training import (
     TensorBoardLog,
     callbacks,
 )
-from cifarnets.training.checkpoint import FILE, read_state
+from cifarnets.weights.state import FILE, read_state
 
 Net = Callable[..., nn.Module]
 HOOKS = {name for name in vars(Callback) if name.startswith("on_")}

@@ -74,7 +74,7 @@ def test_the_whitening_bias_stops_first_and_closures_work() -> None:
 def test_the_trainer_learns_with_it(synthetic3: ImageDataset) -> None:
     torch.manual_seed(0)
     model = create("airbench94", num_classes=3, widths=(8, 16, 16))
-    model.prepare(next(iter(BatchLoader(synthetic3, 200, device="cpu")))[0])  # type: ignore[operator]
+    model.init_from_images(next(iter(BatchLoader(synthetic3, 200, device="cpu")))[0])  # type: ignore[operator]
     trainer = Trainer(
         model,
         optimizer="convmuon",

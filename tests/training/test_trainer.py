@@ -29,7 +29,7 @@ from cifarnets import Trainer, evaluate
 from cifarnets.datasets import BatchLoader, CIFAR10Normalized, ImageDataset, cifar_subset
 from cifarnets.errors import CallbackError, DivergedError, InputError, TrainingError
 from cifarnets.training import EMA, Callback, Checkpoint, EarlyStopping, distributed
-from cifarnets.training.checkpoint import FILE, read_state
+from cifarnets.weights.state import FILE, read_state
 
 Net = Callable[..., nn.Module]
 HOOKS = ("on_fit_start", "on_epoch_start", "on_batch_start", "on_batch_end", "on_epoch_end", "on_fit_end")
@@ -752,7 +752,7 @@ def test_what_an_epoch_has_seen_is_resumed_on_the_device(net: Net, loader: Batch
     trainer.loader, trainer.epochs = loader, 1
     trainer.device = torch.device("meta")  # one that is not the CPU, where the file is read
     trainer.load_state_dict(read_state(tmp_path / FILE))
-    assert [tensor.device.type for tensor in (*trainer.tally.losses, trainer.tally.correct)] == ["meta"] * 3
+    assert [tensor.device.type for tensor in (*trainer.metrics.losses, trainer.metrics.correct)] == ["meta"] * 3
 
 
 # Refusals

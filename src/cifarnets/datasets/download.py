@@ -11,7 +11,7 @@ import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 
-from cifarnets.atomic import write_atomic
+from cifarnets._files import write_atomic
 from cifarnets.datasets import cifar10
 from cifarnets.errors import DataCorruptError, DownloadError, OutputError
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cifarnets.datasets.augment import Augment, Augmenter
 from cifarnets.datasets.images import ImageDataset, as_image_dataset
-from cifarnets.device import resolve_device
+from cifarnets._device import resolve_device
 from cifarnets.errors import InputError
 from cifarnets.seeding import generator
 

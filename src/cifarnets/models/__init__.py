@@ -2,12 +2,14 @@
 
 from cifarnets.models.airbench import Airbench, Airbench94, Airbench95, Airbench96
 from cifarnets.models.convnet import ConvNet, ConvNetFunctional
-from cifarnets.models.factory import create, load, save
+from cifarnets.models.catalog import ModelInfo, info, list_models
+from cifarnets.models.factory import create
 from cifarnets.models.fcnet import FCNet
-from cifarnets.models.meta import Meta, describe
-from cifarnets.models.registry import ModelInfo, info, list_models, register
+from cifarnets.models.metadata import ModelMeta, annotate
+from cifarnets.models.registry import register
 from cifarnets.models.resnet import ResNet, ResNet20, ResNet32, ResNet44, ResNet56, ResNet110
-from cifarnets.models.summary import Layer, Summary, summary
+from cifarnets.models.profile import Layer, Summary, summary
+from cifarnets.models.storage import load, save
 from cifarnets.models.vgg import VGG, VGG11BN, VGG16BN
 from cifarnets.models.wide_resnet import WideResNet, WideResNet16x4, WideResNet28x10
 from cifarnets.weights.index import Release
@@ -24,7 +26,7 @@ __all__ = [
     "ConvNetFunctional",
     "FCNet",
     "Layer",
-    "Meta",
+    "ModelMeta",
     "ModelInfo",
     "Release",
     "ResNet",
@@ -37,6 +39,7 @@ __all__ = [
     "WideResNet",
     "WideResNet16x4",
     "WideResNet28x10",
+    "annotate",
     "create",
     "describe",
     "info",

@@ -17,7 +17,7 @@ from cifarnets.models.registry import register
 class Airbench(nn.Module):
     """Whitening 2×2 convolution, three blocks of convolutions with BatchNorm and GELU, scaled logits.
 
-    The first convolution is set from training images (`prepare`) and stays as it is; its bias is trained. The other
+    The first convolution is set from training images (`init_from_images`) and stays as it is; its bias is trained. The other
     convolutions start as the identity on their first channels (a Dirac), the scales of BatchNorm stay at one.
 
     Args:
@@ -64,7 +64,7 @@ class Airbench(nn.Module):
         return self.head(x) * self.scale  # type: ignore[no-any-return]
 
     @torch.no_grad()
-    def prepare(self, images: Tensor) -> None:
+    def init_from_images(self, images: Tensor) -> None:
         """Set the first convolution so that its outputs on 2×2 patches are uncorrelated, each with both signs.
 
         Args:

@@ -11,12 +11,12 @@ from cifarnets.training.callbacks import (
     ProgressBar,
     TensorBoardLog,
 )
-from cifarnets.training.distillation import soft_labels
+from cifarnets.distillation import soft_labels
 from cifarnets.training.history import History
 from cifarnets.training.lr_finder import LRSearch, find_lr
 from cifarnets.training.muon import ConvMuon
 from cifarnets.training.optimizers import make_optimizer
-from cifarnets.training.recipe import Recipe, Run, list_recipes, load_recipe, reproduce, run
+from cifarnets.recipes.recipe import Recipe, Run, list_recipes, load_recipe, reproduce, run
 from cifarnets.training.schedules import make_schedule
 from cifarnets.training.trainer import Trainer
 

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from cifarnets.atomic import clear_leftovers
+from cifarnets._files import clear_leftovers
 from cifarnets.errors import CallbackError, CifarNetsError, InputError, MissingExtraError, OutputError
-from cifarnets.models.factory import not_loadable, save
-from cifarnets.training.checkpoint import FILE, write_state
+from cifarnets.models.storage import save, why_not_loadable
+from cifarnets.weights.state import FILE, write_state
 from cifarnets.training.history import History
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def call(callbacks: Iterable[Callback], hook: str, trainer: "Trainer") -> None:
             raise CallbackError(f"{type(callback).__name__}.{hook} failed: {error}") from error
 
 
-def call_last(callbacks: Iterable[Callback], trainer: "Trainer") -> CifarNetsError | None:
+def notify_end(callbacks: Iterable[Callback], trainer: "Trainer") -> CifarNetsError | None:
     """Run `on_fit_end` of all callbacks, whatever happens in one of them, and hand back the first error."""
     first: CifarNetsError | None = None
     for callback in callbacks:
@@ -135,7 +135,7 @@ class ProgressBar(Callback):
                 if bar.format_dict["rate"] and self._size
                 else ""
             )
-            seen = min(trainer.tally.accuracy() * trainer.world.size, 1)  # of this process's share
+            seen = min(trainer.metrics.accuracy() * trainer.world.size, 1)  # of this process's share
             figures = f"loss {trainer.last_loss.item():.4f}, accuracy {seen:.4f}"
             bar.set_postfix_str(f"{figures}{self._note}{speed}", refresh=False)
         bar.update()
@@ -360,7 +360,7 @@ class Checkpoint(Callback):
         self._keeps_models = False
 
     def on_fit_start(self, trainer: "Trainer") -> None:
-        reason = not_loadable(trainer.model)
+        reason = why_not_loadable(trainer.model)
         self._keeps_models = not reason
         if self._best:
             self._best.check(trainer, "Checkpoint", self.allow_test)
@@ -393,7 +393,7 @@ class Checkpoint(Callback):
             self._best.best = state["best"]
 
     def _write_state(self, trainer: "Trainer") -> None:
-        trainer.tally.read_losses(
+        trainer.metrics.read_losses(
             trainer.epoch + 1
         )  # a GPU's are read now and then only, and the last good state must not be lost to NaN
         state = trainer.state_dict()

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cifarnets.errors import DivergedError, InputError
 from cifarnets.evaluation import Batches
-from cifarnets.figures import new_figure, save_figure
+from cifarnets._figures import new_figure, save_figure
 from cifarnets.training import distributed
 from cifarnets.training.resume import go_back, position
 
@@ -88,7 +88,7 @@ def find_lr(trainer: "Trainer", loader: Batches, low: float = 1e-5, high: float 
             for group, share in zip(trainer.optimizer.param_groups, shares, strict=True):
                 group["lr"] = rate * share
             try:
-                trainer.run_batch(images, labels, whole)
+                trainer.train_step(images, labels, whole)
             except DivergedError:
                 break
             # Bias-corrected exponential average: single batches are too noisy to read.

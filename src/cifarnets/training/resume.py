@@ -12,7 +12,7 @@ from cifarnets.seeding import ON_CPU, restore_rng, rng_state
 from cifarnets.training import distributed
 from cifarnets.training.optimizers import parameters_of
 from cifarnets.training.schedules import ScheduleLike
-from cifarnets.training.tally import Tally
+from cifarnets.training.metrics import EpochMetrics
 
 if TYPE_CHECKING:
     from cifarnets.training.trainer import Trainer
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def collect(trainer: "Trainer") -> dict[str, Any]:
     """The state of a fit between two batches; with several processes, each must ask."""
-    world, tally = trainer.world, trainer.tally.state_dict() if trainer.batch else {}
+    world, tally = trainer.world, trainer.metrics.state_dict() if trainer.batch else {}
     if trainer.batch and world.size > 1:
         losses, correct = world.sum(torch.stack(tally["losses"])), world.sum(tally["correct"])
         tally = {**tally, "losses": list(losses), "correct": correct}
@@ -76,7 +76,7 @@ def restore(trainer: "Trainer", state: Mapping[str, Any]) -> None:
     trainer.lr = at["lr"]
     trainer.epochs = trainer._first + planned
     trainer.history[:] = state["history"]
-    trainer.tally = tally = Tally(**state["tally"])
+    trainer.metrics = tally = EpochMetrics(**state["tally"])
     counted = trainer.world.is_main  # once: the figures are those of all processes
     tally.losses = [loss.to(trainer.device) * counted for loss in tally.losses]
     if tally.correct is not None:
@@ -165,7 +165,7 @@ def open_epoch(trainer: "Trainer") -> Iterator[tuple[Tensor, Tensor, int]]:
     batches = distributed.share(trainer.loader, trainer.world)
     if rng is None or not trainer.batch:
         trainer.batch = 0
-        trainer.tally = Tally()
+        trainer.metrics = EpochMetrics()
         return batches
     for _ in range(trainer.batch):  # passed over: the model has learnt from them
         next(batches)

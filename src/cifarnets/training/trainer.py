@@ -14,21 +14,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from cifarnets.device import keep_memory, resolve_device
+from cifarnets._device import keep_memory, resolve_device
 from cifarnets.errors import InputError
 from cifarnets.evaluation import Batches, check_batch, check_labels, class_names, explaining, in_channels, input_dtype
-from cifarnets.models.meta import describe_data
+from cifarnets.models.metadata import annotate_from
 from cifarnets.seeding import deterministic_algorithms, seed_everything
 from cifarnets.training import distributed
-from cifarnets.training.callbacks import Callback, Checkpoint, ProgressBar, call, call_last
-from cifarnets.training.checkpoint import FILE, read_state
+from cifarnets.training.callbacks import Callback, Checkpoint, ProgressBar, call, notify_end
+from cifarnets.weights.state import FILE, read_state
 from cifarnets.training.history import History
 from cifarnets.training.optimizers import OptimizerLike, make_optimizer, parameters_of
 from cifarnets.training.precision import Precision, autocast_dtype, compiler_options, grad_scaler
 from cifarnets.training.resume import collect, open_epoch, restore
 from cifarnets.training.schedules import ScheduleLike, count_steps, start_schedule
 from cifarnets.training.signals import asking, fetch
-from cifarnets.training.tally import Tally, check_weights, diverged
+from cifarnets.training.metrics import EpochMetrics, check_weights, diverged
 
 if TYPE_CHECKING:
     from cifarnets.training.lr_finder import LRSearch
@@ -152,7 +152,7 @@ class Trainer:
         self.val_loader: Batches | None = None
         self.interrupted = self.failed = self._stopping = False
         self._first = 0  # epochs completed when the present fit started
-        self.tally = Tally()
+        self.metrics = EpochMetrics()
         self._epoch_start: dict[str, Any] | None = None  # None between epochs
         self._rng_to_restore: dict[str, Any] | None = None
 
@@ -191,7 +191,7 @@ class Trainer:
         self.loader, self.val_loader = loader, val_loader
         self._first = self.epoch
         self._stopping = self.interrupted = self.failed = False
-        describe_data(self.model, getattr(loader, "dataset", None))
+        annotate_from(self.model, getattr(loader, "dataset", None))
         if self.seed is not None:
             seed_everything(self.seed)
         self.optimizer.zero_grad()
@@ -212,7 +212,7 @@ class Trainer:
                 self.failed = True
                 self.interrupted = isinstance(error, KeyboardInterrupt)
                 failure = None if self.interrupted else error
-            ended = call_last(self.callbacks, self)
+            ended = notify_end(self.callbacks, self)
             if failure or ended:
                 raise failure or ended  # type: ignore[misc]
         return self.history
@@ -252,22 +252,22 @@ class Trainer:
             if batch is None or self._agreed_to_stop():
                 return
             self._call("on_batch_start")
-            self.run_batch(*batch)
+            self.train_step(*batch)
             del batch  # whose memory can then serve the next one
             if self.batch % CHECK_EVERY == 0:
-                self.tally.read_losses(self.epoch + 1, CHECK_EVERY)
-            self.tally.seconds += (now := time.perf_counter()) - mark
+                self.metrics.read_losses(self.epoch + 1, CHECK_EVERY)
+            self.metrics.seconds += (now := time.perf_counter()) - mark
             mark = now
             self._call("on_batch_end")
         if not self.batch:
             raise InputError("the loader gave no batch; a generator can be gone through only once: pass a list.")
         if self.batch % self.accumulate:
             self._update()  # what is left over when the batches are not a multiple
-        self.tally.read_losses(self.epoch + 1)  # waits for the device, whose time counts
-        self.tally.seconds += time.perf_counter() - mark
+        self.metrics.read_losses(self.epoch + 1)  # waits for the device, whose time counts
+        self.metrics.seconds += time.perf_counter() - mark
         self._close_epoch()
 
-    def run_batch(self, images: Tensor, labels: Tensor, whole: int) -> None:
+    def train_step(self, images: Tensor, labels: Tensor, whole: int) -> None:
         """One batch forward and backward, and an optimizer step when enough are accumulated.
 
         Args:
@@ -303,7 +303,7 @@ class Trainer:
             self._update()
         self.last_loss = loss.detach()
         share = self.last_loss if self.world.size == 1 else self.last_loss * (len(labels) / whole)
-        self.tally.add(share, logits, labels, whole)
+        self.metrics.add(share, logits, labels, whole)
 
     def _update(self) -> None:
         """One optimizer step from the gradients at hand, and the schedule's next rate."""
@@ -323,7 +323,7 @@ class Trainer:
 
     def _close_epoch(self) -> None:
         """Read the figures of the whole epoch, validate, and write the history's row."""
-        row = self.tally.figures(self.epoch + 1, self.lr, self.world)
+        row = self.metrics.row(self.epoch + 1, self.lr, self.world)
         check_weights(self.model, self.epoch + 1)
         self.epoch += 1
         self.batch = 0

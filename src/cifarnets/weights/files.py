@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cifarnets.atomic import write_atomic
+from cifarnets._files import write_atomic
 from cifarnets.errors import WeightsError
 
 VERSION_KEY = "cifarnets"

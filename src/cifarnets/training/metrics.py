@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from cifarnets.errors import DivergedError
 from cifarnets.training.distributed import World
 
-TOGETHER = 50
+COMPARE_EVERY = 50
 """How many batches' answers are compared at once: to compare a few at a time costs more than the comparing itself."""
 
 
-class Tally:
+class EpochMetrics:
     """Losses, right answers, images and seconds of an epoch's batches.
 
     Tensors are kept, not read: reading would wait for the device at every batch.
@@ -33,7 +33,7 @@ class Tally:
         self.losses.append(loss)
         # Copies, for a model or a loader may write its next batch where this one stands.
         self._answers.append((logits.detach().clone(), labels.clone() if labels.ndim == 1 else labels.argmax(1)))
-        if len(self._answers) == TOGETHER:
+        if len(self._answers) == COMPARE_EVERY:
             self._compare()
         self.images += images
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import cifarnets
 from cifarnets.errors import OutputError, WeightsError
-from cifarnets.training.checkpoint import FILE, read_state, write_state
+from cifarnets.weights.state import FILE, read_state, write_state
 from cifarnets.weights.files import write_weights
 
 DTYPES = (

@@ -16,7 +16,7 @@ from cifarnets import Trainer, evaluate, load
 from cifarnets.datasets import BatchLoader, CIFAR10Normalized, SyntheticCIFAR10
 from cifarnets.errors import CifarNetsError, DataNotFoundError, InputError, OutputError, UnknownNameError
 from cifarnets.training import Callback, Recipe, Run, list_recipes, load_recipe, reproduce, run
-from cifarnets.training.recipe import TRAINER_FIELDS
+from cifarnets.recipes.recipe import TRAINER_FIELDS
 
 SMALL = Recipe("convnet", {"widths": (4, 4), "hidden": 8}, epochs=2, batch_size=50, lr=0.05, synthetic=True)
 RICH = replace(
@@ -44,7 +44,7 @@ def _few_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     def few(train: bool) -> SyntheticCIFAR10:
         return SyntheticCIFAR10(train, size=400 if train else 100)
 
-    monkeypatch.setattr("cifarnets.training.recipe.SyntheticCIFAR10", few)
+    monkeypatch.setattr("cifarnets.recipes.recipe.SyntheticCIFAR10", few)
 
 
 class StopAfter(Callback):
@@ -236,7 +236,7 @@ class TestRecipe:
         fresh: Any = cifarnets.models.create("airbench94", widths=(24, 24, 24))
         torch.manual_seed(0)
         train, _ = cifarnets.datasets.train_val_split(recipe.dataset(True), 50, 0)
-        fresh.prepare(torch.stack([image for image, _ in train]))
+        fresh.init_from_images(torch.stack([image for image, _ in train]))
         assert torch.allclose(model.whiten.weight, fresh.whiten.weight, atol=1e-4)
 
     def test_more_outputs_than_classes(self, tmp_path: Path) -> None:

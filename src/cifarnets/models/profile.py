@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from cifarnets.models.meta import get_meta, unwrap
+from cifarnets.models.metadata import get_meta, unwrap
 
 
 @dataclass(frozen=True)

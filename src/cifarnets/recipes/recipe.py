@@ -16,18 +16,18 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
-from cifarnets.atomic import write_atomic
+from cifarnets._files import write_atomic
 from cifarnets.datasets import Augment, BatchLoader, CIFAR10Normalized, SyntheticCIFAR10, cifar_subset, train_val_split
 from cifarnets.datasets.images import ImageDataset
-from cifarnets.device import resolve_device
+from cifarnets._device import resolve_device
 from cifarnets.errors import InputError, OutputError, unknown_name
 from cifarnets.evaluation import TTA, Evaluation, evaluate
-from cifarnets.models import create, describe, save
+from cifarnets.models import create, annotate, save
 from cifarnets.models.registry import model_class
 from cifarnets.seeding import seed_everything
 from cifarnets.training import distributed
 from cifarnets.training.callbacks import EMA, Callback, Checkpoint, CSVLog
-from cifarnets.training.distillation import soft_labels
+from cifarnets.distillation import soft_labels
 from cifarnets.training.history import History
 from cifarnets.training.optimizers import make_optimizer
 from cifarnets.training.precision import Precision
@@ -312,9 +312,9 @@ def run(
     loaders = {name: BatchLoader(part, 1000, device=device, channels_last=layout) for name, part in parts.items()}
     seed_everything(recipe.seed)
     model = create(recipe.model, **{"num_classes": len(train.classes), **recipe.config})
-    prepare: Any = getattr(model, "prepare", None)
+    prepare: Any = getattr(model, "init_from_images", None)
     if prepare is not None:  # some layers are set from images before training
-        prepare(next(iter(BatchLoader(parts["train"], 5000, device="cpu")))[0])
+        init_from_images(next(iter(BatchLoader(parts["train"], 5000, device="cpu")))[0])
     own = [CSVLog(folder / "history.csv"), Checkpoint(folder, every_batches=checkpoint_every)]
     average = [] if recipe.ema is None else [EMA(recipe.ema)]
     trainer = Trainer(
@@ -348,7 +348,7 @@ def run(
     if trainer.failed:  # a second Ctrl-C, which may have torn the weights; the last checkpoint is whole
         raise KeyboardInterrupt
     trained = trainer.eval_model.eval()
-    describe(trained, training={**asdict(recipe), "epochs": trainer.epoch})
+    annotate(trained, training={**asdict(recipe), "epochs": trainer.epoch})
     evaluations = {}
     if world.is_main:
         save(trained, folder / "model.safetensors")

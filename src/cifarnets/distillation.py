@@ -8,11 +8,11 @@ from torch import Tensor, nn
 
 from cifarnets.datasets import BatchLoader
 from cifarnets.datasets.images import ImageDataset
-from cifarnets.device import resolve_device
+from cifarnets._device import resolve_device
 from cifarnets.errors import InputError
 from cifarnets.evaluation import TTA, check_answers, class_names, collect_logits
 from cifarnets.models import load
-from cifarnets.models.meta import get_meta
+from cifarnets.models.metadata import get_meta
 
 
 def soft_labels(

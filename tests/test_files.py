@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cifarnets.atomic import clear_leftovers, write_atomic
+from cifarnets._files import clear_leftovers, write_atomic
 from cifarnets.errors import OutputError
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such thing")

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cifarnets.atomic import write_atomic
+from cifarnets._files import write_atomic
 from cifarnets.errors import InputError, MissingExtraError
 
 if TYPE_CHECKING:

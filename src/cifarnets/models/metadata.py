@@ -10,7 +10,7 @@ from cifarnets.errors import InputError
 
 
 @dataclass(frozen=True)
-class Meta:
+class ModelMeta:
     """All that is needed to build a model again and to feed it; the header of a weight file, and `model.meta`.
 
     Attributes:
@@ -38,20 +38,20 @@ def unwrap(model: nn.Module) -> nn.Module:
         # A compiled model passes on what the inner one knows, so only its own attribute tells it apart; and a
         # registered model may have a layer that it calls `module`.
         inner = getattr(model, "_orig_mod", None)
-        if inner is None and not isinstance(getattr(model, "meta", None), Meta):
+        if inner is None and not isinstance(getattr(model, "meta", None), ModelMeta):
             inner = getattr(model, "module", None)
         if not isinstance(inner, nn.Module):
             return model
         model = inner
 
 
-def get_meta(model: nn.Module) -> Meta | None:
-    """The model's `Meta`; None for a model that was not made by this library."""
+def get_meta(model: nn.Module) -> ModelMeta | None:
+    """The model's `ModelMeta`; None for a model that was not made by this library."""
     found = getattr(unwrap(model), "meta", None)
-    return found if isinstance(found, Meta) else None
+    return found if isinstance(found, ModelMeta) else None
 
 
-def describe(
+def annotate(
     model: nn.Module,
     *,
     classes: Sequence[str] | None = None,
@@ -89,7 +89,7 @@ def describe(
     unwrap(model).meta = replace(meta, **changes)  # type: ignore[assignment]
 
 
-def describe_data(model: nn.Module, dataset: Any) -> None:
+def annotate_from(model: nn.Module, dataset: Any) -> None:
     """Tell a model of this library the classes and the preprocessing of what it learns from, as far as that says.
 
     What is known of an earlier training is forgotten: it is not true of what comes out of this one.
@@ -97,4 +97,4 @@ def describe_data(model: nn.Module, dataset: Any) -> None:
     if get_meta(model) is not None:
         mean, std = getattr(dataset, "constants", None) or (None, None)
         classes = getattr(dataset, "classes", None)
-        describe(model, classes=classes, mean=mean, std=std, training={}, results={})
+        annotate(model, classes=classes, mean=mean, std=std, training={}, results={})
