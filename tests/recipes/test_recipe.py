@@ -15,8 +15,8 @@ import cifarnets
 from cifarnets import Trainer, evaluate, load
 from cifarnets.datasets import BatchLoader, CIFAR10Normalized, SyntheticCIFAR10
 from cifarnets.errors import CifarNetsError, DataNotFoundError, InputError, OutputError, UnknownNameError
-from cifarnets.training import Callback, Recipe, Run, list_recipes, load_recipe, reproduce, run
 from cifarnets.recipes.recipe import TRAINER_FIELDS
+from cifarnets.training import Callback, Recipe, Run, list_recipes, load_recipe, reproduce, run
 
 SMALL = Recipe("convnet", {"widths": (4, 4), "hidden": 8}, epochs=2, batch_size=50, lr=0.05, synthetic=True)
 RICH = replace(
@@ -228,7 +228,7 @@ class TestRecipe:
     def test_a_last_batch_that_is_not_full(self, drop_last: bool, steps: int, tmp_path: Path) -> None:
         spy = Spy()
         go(replace(SMALL, epochs=1, batch_size=150, drop_last=drop_last), tmp_path / "run", spy)
-        assert spy.trainer.step == steps
+        assert spy.trainer.global_step == steps
 
     def test_a_model_that_is_set_from_images_is(self, tmp_path: Path) -> None:
         recipe = replace(SMALL, model="airbench94", config={"widths": (24, 24, 24)}, epochs=1, val=50)
@@ -319,7 +319,7 @@ class TestResume:
     def test_what_a_second_ctrl_c_tears_is_not_kept(self, tmp_path: Path) -> None:
         class Impatient(Callback):
             def on_batch_end(self, trainer: Trainer) -> None:
-                if trainer.epoch == 1 and trainer.batch == 3:
+                if trainer.epoch == 1 and trainer.batches_done == 3:
                     trainer.interrupted = True
                     raise KeyboardInterrupt
 
@@ -340,7 +340,7 @@ class TestResume:
     def test_checkpoints_within_an_epoch_outlive_a_crash(self, tmp_path: Path) -> None:
         class Crash(Callback):
             def on_batch_end(self, trainer: Trainer) -> None:
-                if trainer.batch == 6:
+                if trainer.batches_done == 6:
                     raise MemoryError("out of memory")
 
         whole = go(SMALL, tmp_path / "whole")

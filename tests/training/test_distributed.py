@@ -49,7 +49,7 @@ if kind == "DataLoader":
 class Die(Callback):
     every_process = True
     def on_batch_end(self, trainer):
-        if die and trainer.epoch == 1 and trainer.batch == 3 and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+        if die and trainer.epoch == 1 and trainer.batches_done == 3 and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
             if trainer.world.rank == 1:
                 os.kill(os.getpid(), 9)
 

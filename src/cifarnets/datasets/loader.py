@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cifarnets._device import resolve_device
 from cifarnets.datasets.augment import Augment, Augmenter
 from cifarnets.datasets.images import ImageDataset, as_image_dataset
-from cifarnets._device import resolve_device
 from cifarnets.errors import InputError
 from cifarnets.seeding import generator
 

@@ -1,14 +1,14 @@
 """Models by name: make one, know one, keep one."""
 
 from cifarnets.models.airbench import Airbench, Airbench94, Airbench95, Airbench96
-from cifarnets.models.convnet import ConvNet, ConvNetFunctional
 from cifarnets.models.catalog import ModelInfo, info, list_models
+from cifarnets.models.convnet import ConvNet, ConvNetFunctional
 from cifarnets.models.factory import create
 from cifarnets.models.fcnet import FCNet
 from cifarnets.models.metadata import ModelMeta, annotate
+from cifarnets.models.profile import Layer, Summary, summary
 from cifarnets.models.registry import register
 from cifarnets.models.resnet import ResNet, ResNet20, ResNet32, ResNet44, ResNet56, ResNet110
-from cifarnets.models.profile import Layer, Summary, summary
 from cifarnets.models.storage import load, save
 from cifarnets.models.vgg import VGG, VGG11BN, VGG16BN
 from cifarnets.models.wide_resnet import WideResNet, WideResNet16x4, WideResNet28x10
@@ -26,8 +26,8 @@ __all__ = [
     "ConvNetFunctional",
     "FCNet",
     "Layer",
-    "ModelMeta",
     "ModelInfo",
+    "ModelMeta",
     "Release",
     "ResNet",
     "ResNet20",

@@ -107,7 +107,9 @@ def info(name: str) -> ModelInfo:
     release = releases().get(name)
     if name not in registered() and release is None:
         raise unknown_name("weights" if "." in name else "model", name, releases() if "." in name else registered())
-    architecture, config = (name, {}) if name in registered() or release is None else (release.architecture, release.config)
+    architecture, config = (
+        (name, {}) if name in registered() or release is None else (release.architecture, release.config)
+    )
     cls, model = model_class(architecture), skeleton(architecture, config)
     description = (inspect.getdoc(cls) or "").partition("\n")[0]
     parameters = sum(p.numel() for p in model.parameters())
