@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from cifarnets import Evaluation, Trainer, evaluate, models
 from cifarnets.datasets import BatchLoader, CIFAR10Normalized, ImageDataset, cifar_subset
 from cifarnets.errors import CifarNetsError, InputError
-from cifarnets.evaluation import check_batch, collect_logits, measure
+from cifarnets.inference import check_batch, collect_logits
 
 
 class Table(nn.Module):
@@ -122,7 +122,9 @@ class TestMeasure:
         ],
     )
     def test_calibration(self, probabilities: list[list[float]], labels: list[int], expected: float) -> None:
-        assert Evaluation.from_logits(logits_of(*probabilities), torch.tensor(labels)).ece == pytest.approx(expected, abs=1e-9)
+        assert Evaluation.from_logits(logits_of(*probabilities), torch.tensor(labels)).ece == pytest.approx(
+            expected, abs=1e-9
+        )
 
     def test_step_18_a_confident_wrong_answer_costs_far_more_than_squared_error_says(self) -> None:
         label = torch.tensor([1])

@@ -15,8 +15,8 @@ import cifarnets
 from cifarnets import Trainer, evaluate, load
 from cifarnets.datasets import BatchLoader, CIFAR10Normalized, SyntheticCIFAR10
 from cifarnets.errors import CifarNetsError, DataNotFoundError, InputError, OutputError, UnknownNameError
-from cifarnets.recipes.recipe import TRAINER_FIELDS
-from cifarnets.training import Callback, Recipe, Run, list_recipes, load_recipe, reproduce, run
+from cifarnets.recipes import Recipe, Run, list_recipes, load_recipe, reproduce, run_recipe
+from cifarnets.training import Callback
 
 SMALL = Recipe("convnet", {"widths": (4, 4), "hidden": 8}, epochs=2, batch_size=50, lr=0.05, synthetic=True)
 RICH = replace(
@@ -70,7 +70,7 @@ class Spy(Callback):
 
 
 def go(recipe: Recipe | None, folder: Path, *callbacks: Callback, **options: Any) -> Run:
-    return run(recipe, folder, callbacks=callbacks, device="cpu", progress=False, **options)
+    return run_recipe(recipe, folder, callbacks=callbacks, device="cpu", progress=False, **options)
 
 
 def read(folder: Path, name: str = "run.json") -> Any:
@@ -418,7 +418,7 @@ def test_every_recipe_of_the_library_can_be_built(tmp_path: Path) -> None:
         assert recipe.model == name.partition(".")[0], "a recipe is named model.tag"
         classes = len(recipe.classes) or 10
         model = cifarnets.models.create(recipe.model, **{"num_classes": classes, **recipe.config})
-        trainer = Trainer(model, device="cpu", **{key: getattr(recipe, key) for key in TRAINER_FIELDS})
+        trainer = Trainer(model, device="cpu", **recipe.trainer_options())
         labels = torch.arange(4) % classes
         trainer.fit([(torch.randn(4, 3, 32, 32), labels)] * 2, epochs=1)
 
@@ -480,11 +480,11 @@ def test_values_that_no_recipe_can_have(change: dict[str, Any], message: str) ->
 
 def test_a_model_that_is_not_there_leaves_nothing_behind(tmp_path: Path) -> None:
     with pytest.raises(UnknownNameError, match="Did you mean 'convnet'"):
-        run(Recipe("convne"), tmp_path / "new", root=tmp_path)
+        run_recipe(Recipe("convne"), tmp_path / "new", root=tmp_path)
     with pytest.raises(InputError, match="SGD refuses"):
-        run(replace(SMALL, optimizer_options={"speed": 9}), tmp_path / "new")
+        run_recipe(replace(SMALL, optimizer_options={"speed": 9}), tmp_path / "new")
     with pytest.raises(UnknownNameError, match="Did you mean 'cosine'"):
-        run(replace(SMALL, schedule="cosin"), tmp_path / "new")
+        run_recipe(replace(SMALL, schedule="cosin"), tmp_path / "new")
     with pytest.raises(UnknownNameError, match="Did you mean 'convnet'"):
-        run(replace(SMALL, distill={"teacher": "convnt"}), tmp_path / "new")
+        run_recipe(replace(SMALL, distill={"teacher": "convnt"}), tmp_path / "new")
     assert not (tmp_path / "new").exists()

@@ -271,7 +271,9 @@ def test_tensorboard_finds_every_figure(net: Net, loader: BatchLoader, val_loade
     def scalars() -> dict[str, list[tuple[int, float]]]:
         events = EventAccumulator(str(tmp_path))
         events.Reload()
-        return {key: [(event.global_step, event.value) for event in events.Scalars(key)] for key in events.Tags()["scalars"]}
+        return {
+            key: [(event.global_step, event.value) for event in events.Scalars(key)] for key in events.Tags()["scalars"]
+        }
 
     reads = Reads(scalars)
     history = fit(net, loader, TensorBoardLog(tmp_path), reads, val_loader=val_loader).history

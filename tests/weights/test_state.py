@@ -12,8 +12,8 @@ from torch import Tensor
 
 import cifarnets
 from cifarnets.errors import OutputError, WeightsError
-from cifarnets.weights.files import write_weights
 from cifarnets.training.checkpoint import CHECKPOINT_FILE
+from cifarnets.weights.files import write_weights
 from cifarnets.weights.state import read_state, write_state
 
 DTYPES = (
