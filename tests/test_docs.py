@@ -140,7 +140,9 @@ def test_the_readme_sets_up_a_fresh_machine_with_two_commands() -> None:
 def test_ci_installs_as_the_readme_says() -> None:
     if not (ROOT / ".ci").is_dir():
         pytest.skip("not a checkout: .ci is not part of the source distribution")
-    assert re.search(r"pip install (-q )?-e '\.\[dev\]'", (ROOT / ".ci" / "run").read_text(encoding="utf-8"))
+    assert "\nmake setup\n" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    setup = (ROOT / "Makefile").read_text(encoding="utf-8").split("\nsetup:", 1)[1].split("\n\n", 1)[0]
+    assert re.search(r"-m venv .*\n.*pip install (-q )?-e '\.\[dev\]'", setup)
 
 
 def test_the_steps_of_the_article_are_complete() -> None:
