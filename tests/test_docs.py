@@ -197,6 +197,8 @@ def test_the_site_builds_strictly_and_has_every_public_name(tmp_path: Path) -> N
     inventory = (tmp_path / "site" / "objects.inv").read_bytes().split(b"\n", 4)[4]
     objects = {line.split()[0] for line in zlib.decompress(inventory).decode().splitlines()}
     assert set(public_names().values()) - objects == set()
-    # The pages ask no other host for anything: no font, script or style from elsewhere.
+    # The pages ask no other host for anything: no font, script or style from elsewhere, no number of stars.
     for page in (tmp_path / "site").rglob("*.html"):
-        assert not re.search(r'(?:src|<link[^>]*href)="(?:https?:)?//', page.read_text(encoding="utf-8")), page
+        html = page.read_text(encoding="utf-8")
+        assert not re.search(r'(?:src|<link (?!rel="canonical")[^>]*href)="(?:https?:)?//', html), page
+        assert 'data-md-component="source"' not in html, page
