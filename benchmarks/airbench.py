@@ -2,9 +2,9 @@
 
 The plain version follows the code that the recipe's authors run on a GPU, with no change for this machine: eager,
 contiguous, batches augmented by indexing, Newton-Schulz in bfloat16 on CUDA. It runs without the library's process
-settings. Both versions compute in the precision that `precision="auto"` chooses. Each has its own process, and they take
-turns of a few steps. The first step of a turn is not counted, because it reclaims memory from the other process. The time
-of an epoch is the time of its 25 steps. `cifarnets train --recipe airbench94` measures the accuracy.
+settings. Both versions compute in the precision that `precision="auto"` chooses. Each has its own process, and they
+take turns of a few steps. The first step of a turn is not counted, because it reclaims memory from the other process.
+The time of an epoch is the time of its 25 steps. `cifarnets train --recipe airbench94` measures the accuracy.
 """
 
 import argparse

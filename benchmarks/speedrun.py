@@ -5,9 +5,9 @@
     python -m benchmarks.speedrun --steps 2 --test-images 500      a dry run, on any machine
 
 The time includes the whitening layer, all steps with their augmentation, and the predictions for the test images with
-test-time augmentation. On CUDA, events measure it. The images are on the device before the clock starts. One run of each
-comes first and is not counted: it compiles, chooses algorithms and fills caches. The plain version has the same net,
-optimizer and schedule in a simple loop: eager, with batches augmented by indexing.
+test-time augmentation. On CUDA, events measure it. The images are on the device before the clock starts. One run of
+each comes first and is not counted: it compiles, chooses algorithms and fills caches. The plain version has the same
+net, optimizer and schedule in a simple loop: eager, with batches augmented by indexing.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""One process and two under torchrun: the same epochs of the article's net on CIFAR-3, with global batches of 64 and 512.
+"""One process and two under torchrun: the same epochs of the article's net on CIFAR-3, global batch 64 and 512.
 
 On two cores, two processes use one thread each, and one process uses two threads. So both use the whole machine.
 """
