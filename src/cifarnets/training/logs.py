@@ -1,4 +1,4 @@
-"""What a fit shows and writes: progress bar, printed lines, CSV, JSON lines, TensorBoard."""
+"""Logs of a fit: progress bar, printed lines, CSV, JSON lines, TensorBoard."""
 
 import contextlib
 import logging
@@ -21,13 +21,18 @@ _LOG = logging.getLogger("cifarnets")
 
 
 class ProgressBar(Callback):
-    """One bar for the fit: epoch, loss, accuracy, images/s and time left; nothing unless stderr is a terminal.
+    """Shows epoch, loss, accuracy, images/s and the remaining time in one bar, if stderr is a terminal.
 
-    The Trainer adds one by itself unless told `progress=False`.
+    The Trainer adds a bar itself, except with `progress=False`.
+
+    Examples:
+        >>> from cifarnets import Trainer, create
+        >>> from cifarnets.training import ProgressBar
+        >>> trainer = Trainer(create("convnet"), callbacks=[ProgressBar(every=1.0)])
 
     Args:
-        show: True or False instead of asking whether this is a terminal.
-        every: Seconds between two looks at the loss, so that a GPU need not wait for each.
+        show: True or False to show or hide the bar; None to show it in a terminal only.
+        every: The seconds between two readings of the loss. A GPU has to wait for each reading.
     """
 
     def __init__(self, show: bool | None = None, every: float = 0.2) -> None:
@@ -62,7 +67,7 @@ class ProgressBar(Callback):
                 if bar.format_dict["rate"] and self._size
                 else ""
             )
-            seen = min(trainer.metrics.accuracy() * trainer.world.size, 1)  # of this process's share
+            seen = min(trainer.metrics.accuracy() * trainer.world.size, 1)  # counted on the shard of this process
             figures = f"loss {trainer.last_loss.item():.4f}, accuracy {seen:.4f}"
             bar.set_postfix_str(f"{figures}{self._note}{speed}", refresh=False)
         bar.update()
@@ -78,7 +83,19 @@ class ProgressBar(Callback):
 
 
 class ArticleLog(Callback):
-    """Prints as the article does (step 20): a time stamp and the mean loss, at epoch 1 and every tenth."""
+    """Prints the lines of the article (step 20): a time stamp and the mean loss, at epoch 1 and every tenth epoch.
+
+    Examples:
+        >>> from cifarnets import Trainer, create
+        >>> from cifarnets.datasets import BatchLoader, SyntheticCIFAR10
+        >>> from cifarnets.training import ArticleLog
+        >>> trainer = Trainer(create("convnet"), callbacks=[ArticleLog()], progress=False)
+        >>> history = trainer.fit(BatchLoader(SyntheticCIFAR10(size=100)), epochs=1)
+        20... Epoch 1, Training loss 2...
+
+    Args:
+        every: The number of epochs between two lines.
+    """
 
     def __init__(self, every: int = 10) -> None:
         self.every = every
@@ -88,13 +105,13 @@ class ArticleLog(Callback):
         if row["epoch"] == 1 or row["epoch"] % self.every == 0:
             from tqdm import tqdm
 
-            with contextlib.suppress(BrokenPipeError):  # a reader that has gone (head) is no reason to stop
-                # As print, but above a progress bar, not into it.
+            with contextlib.suppress(BrokenPipeError):  # a closed pipe (`| head`) must not end the fit
+                # Unlike print, this writes above a progress bar.
                 tqdm.write(f"{datetime.now()} Epoch {row['epoch']}, Training loss {trainer.metrics.batch_mean_loss}")
 
 
 class _FileLog(Callback):
-    """Writes the history to a file after every epoch; if that fails, again after the next, and at the end."""
+    """Writes the history to a file after every epoch. After a failure it tries again, at the latest at the end."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
@@ -107,9 +124,9 @@ class _FileLog(Callback):
         try:
             self.write(trainer.history)
             self._behind = False
-        except OutputError as error:  # on Windows, that another program has the file open will do
+        except OutputError as error:  # e.g. another program holds the file open (Windows)
             self._behind = True
-            _LOG.warning("%s The fit goes on, and it is tried again.", error)
+            _LOG.warning("%s The fit continues and will try again.", error)
 
     def on_fit_end(self, trainer: "Trainer") -> None:
         if self._behind:
@@ -117,14 +134,42 @@ class _FileLog(Callback):
 
 
 class CSVLog(_FileLog):
-    """Keeps the history in a CSV file, whole after every epoch."""
+    """Writes the history to a CSV file after every epoch.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from cifarnets import Trainer, create
+        >>> from cifarnets.datasets import BatchLoader, SyntheticCIFAR10
+        >>> from cifarnets.training import CSVLog
+        >>> trainer = Trainer(create("convnet"), callbacks=[CSVLog("history.csv")], progress=False)
+        >>> history = trainer.fit(BatchLoader(SyntheticCIFAR10(size=100)), epochs=2)
+        >>> len(Path("history.csv").read_text().splitlines())
+        3
+
+    Args:
+        path: The file.
+    """
 
     def write(self, history: History) -> None:
         history.to_csv(self.path)
 
 
 class JSONLinesLog(_FileLog):
-    """Keeps the history in a file of JSON lines, whole after every epoch."""
+    """Writes the history to a file of JSON lines after every epoch.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from cifarnets import Trainer, create
+        >>> from cifarnets.datasets import BatchLoader, SyntheticCIFAR10
+        >>> from cifarnets.training import JSONLinesLog
+        >>> trainer = Trainer(create("convnet"), callbacks=[JSONLinesLog("history.jsonl")], progress=False)
+        >>> history = trainer.fit(BatchLoader(SyntheticCIFAR10(size=100)), epochs=2)
+        >>> len(Path("history.jsonl").read_text().splitlines())
+        2
+
+    Args:
+        path: The file.
+    """
 
     def write(self, history: History) -> None:
         history.to_jsonl(self.path)
@@ -133,8 +178,13 @@ class JSONLinesLog(_FileLog):
 class TensorBoardLog(Callback):
     """Writes every figure of the history for TensorBoard (`torch.utils.tensorboard`; the extra `tensorboard`).
 
+    Examples:
+        >>> from cifarnets import Trainer, create
+        >>> from cifarnets.training import TensorBoardLog
+        >>> trainer = Trainer(create("convnet"), callbacks=[TensorBoardLog("runs/tensorboard")])
+
     Args:
-        folder: What `tensorboard --logdir` is given.
+        folder: The folder for `tensorboard --logdir`.
 
     Raises:
         MissingExtraError: tensorboard is not installed.
@@ -151,7 +201,7 @@ class TensorBoardLog(Callback):
             raise MissingExtraError(
                 "TensorBoardLog needs tensorboard: pip install 'cifarnets[tensorboard]'."
             ) from error
-        # What a killed run wrote after its last checkpoint is hidden.
+        # TensorBoard hides the steps that a killed run wrote after its last checkpoint.
         self._writer = SummaryWriter(str(self.folder), purge_step=trainer.epoch + 1)
 
     def on_epoch_end(self, trainer: "Trainer") -> None:
