@@ -1,4 +1,4 @@
-"""Logs of a fit: progress bar, printed lines, CSV, JSON lines, TensorBoard."""
+"""What a fit shows and writes: progress bar, printed lines, CSV, JSON lines, TensorBoard."""
 
 import contextlib
 import logging
@@ -21,18 +21,13 @@ _LOG = logging.getLogger("cifarnets")
 
 
 class ProgressBar(Callback):
-    """Shows epoch, loss, accuracy, images/s and the remaining time in one bar, if stderr is a terminal.
+    """One bar for the fit: epoch, loss, accuracy, images/s and time left; nothing unless stderr is a terminal.
 
-    The Trainer adds a bar itself, except with `progress=False`.
-
-    Examples:
-        >>> from cifarnets import Trainer, create
-        >>> from cifarnets.training import ProgressBar
-        >>> trainer = Trainer(create("convnet"), callbacks=[ProgressBar(every=1.0)])
+    The Trainer adds one by itself unless told `progress=False`.
 
     Args:
-        show: True or False to show or hide the bar; None to show it in a terminal only.
-        every: The seconds between two readings of the loss. A GPU has to wait for each reading.
+        show: True or False instead of asking whether this is a terminal.
+        every: Seconds between two looks at the loss, so that a GPU need not wait for each.
     """
 
     def __init__(self, show: bool | None = None, every: float = 0.2) -> None:
@@ -67,7 +62,7 @@ class ProgressBar(Callback):
                 if bar.format_dict["rate"] and self._size
                 else ""
             )
-            seen = min(trainer.metrics.accuracy() * trainer.world.size, 1)  # counted on the shard of this process
+            seen = min(trainer.metrics.accuracy() * trainer.world.size, 1)  # of this process's share
             figures = f"loss {trainer.last_loss.item():.4f}, accuracy {seen:.4f}"
             bar.set_postfix_str(f"{figures}{self._note}{speed}", refresh=False)
         bar.update()
