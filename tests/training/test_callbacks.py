@@ -244,7 +244,7 @@ def test_a_log_that_cannot_be_written_ends_no_fit(
     monkeypatch.setattr(History, name, sometimes)
     fit(net, loader, make(tmp_path / "log"), epochs=3)
     assert tries == [1, 2, 3, 3]
-    assert caplog.messages == ["cannot write 'log': it is open elsewhere. The fit continues and will try again."] * 2
+    assert caplog.messages == ["cannot write 'log': it is open elsewhere. The fit goes on, and it is tried again."] * 2
     assert len((tmp_path / "log").read_text().splitlines()) == 3 + (make is CSVLog)
 
 

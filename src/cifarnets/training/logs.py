@@ -78,19 +78,7 @@ class ProgressBar(Callback):
 
 
 class ArticleLog(Callback):
-    """Prints the lines of the article (step 20): a time stamp and the mean loss, at epoch 1 and every tenth epoch.
-
-    Examples:
-        >>> from cifarnets import Trainer, create
-        >>> from cifarnets.datasets import BatchLoader, SyntheticCIFAR10
-        >>> from cifarnets.training import ArticleLog
-        >>> trainer = Trainer(create("convnet"), callbacks=[ArticleLog()], progress=False)
-        >>> history = trainer.fit(BatchLoader(SyntheticCIFAR10(size=100)), epochs=1)
-        20... Epoch 1, Training loss 2...
-
-    Args:
-        every: The number of epochs between two lines.
-    """
+    """Prints as the article does (step 20): a time stamp and the mean loss, at epoch 1 and every tenth."""
 
     def __init__(self, every: int = 10) -> None:
         self.every = every
@@ -100,13 +88,13 @@ class ArticleLog(Callback):
         if row["epoch"] == 1 or row["epoch"] % self.every == 0:
             from tqdm import tqdm
 
-            with contextlib.suppress(BrokenPipeError):  # a closed pipe (`| head`) must not end the fit
-                # Unlike print, this writes above a progress bar.
+            with contextlib.suppress(BrokenPipeError):  # a reader that has gone (head) is no reason to stop
+                # As print, but above a progress bar, not into it.
                 tqdm.write(f"{datetime.now()} Epoch {row['epoch']}, Training loss {trainer.metrics.batch_mean_loss}")
 
 
 class _FileLog(Callback):
-    """Writes the history to a file after every epoch. After a failure it tries again, at the latest at the end."""
+    """Writes the history to a file after every epoch; if that fails, again after the next, and at the end."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
@@ -119,9 +107,9 @@ class _FileLog(Callback):
         try:
             self.write(trainer.history)
             self._behind = False
-        except OutputError as error:  # e.g. another program holds the file open (Windows)
+        except OutputError as error:  # on Windows, that another program has the file open will do
             self._behind = True
-            _LOG.warning("%s The fit continues and will try again.", error)
+            _LOG.warning("%s The fit goes on, and it is tried again.", error)
 
     def on_fit_end(self, trainer: "Trainer") -> None:
         if self._behind:
@@ -129,42 +117,14 @@ class _FileLog(Callback):
 
 
 class CSVLog(_FileLog):
-    """Writes the history to a CSV file after every epoch.
-
-    Examples:
-        >>> from pathlib import Path
-        >>> from cifarnets import Trainer, create
-        >>> from cifarnets.datasets import BatchLoader, SyntheticCIFAR10
-        >>> from cifarnets.training import CSVLog
-        >>> trainer = Trainer(create("convnet"), callbacks=[CSVLog("history.csv")], progress=False)
-        >>> history = trainer.fit(BatchLoader(SyntheticCIFAR10(size=100)), epochs=2)
-        >>> len(Path("history.csv").read_text().splitlines())
-        3
-
-    Args:
-        path: The file.
-    """
+    """Keeps the history in a CSV file, whole after every epoch."""
 
     def write(self, history: History) -> None:
         history.to_csv(self.path)
 
 
 class JSONLinesLog(_FileLog):
-    """Writes the history to a file of JSON lines after every epoch.
-
-    Examples:
-        >>> from pathlib import Path
-        >>> from cifarnets import Trainer, create
-        >>> from cifarnets.datasets import BatchLoader, SyntheticCIFAR10
-        >>> from cifarnets.training import JSONLinesLog
-        >>> trainer = Trainer(create("convnet"), callbacks=[JSONLinesLog("history.jsonl")], progress=False)
-        >>> history = trainer.fit(BatchLoader(SyntheticCIFAR10(size=100)), epochs=2)
-        >>> len(Path("history.jsonl").read_text().splitlines())
-        2
-
-    Args:
-        path: The file.
-    """
+    """Keeps the history in a file of JSON lines, whole after every epoch."""
 
     def write(self, history: History) -> None:
         history.to_jsonl(self.path)
@@ -173,13 +133,8 @@ class JSONLinesLog(_FileLog):
 class TensorBoardLog(Callback):
     """Writes every figure of the history for TensorBoard (`torch.utils.tensorboard`; the extra `tensorboard`).
 
-    Examples:
-        >>> from cifarnets import Trainer, create
-        >>> from cifarnets.training import TensorBoardLog
-        >>> trainer = Trainer(create("convnet"), callbacks=[TensorBoardLog("runs/tensorboard")])
-
     Args:
-        folder: The folder for `tensorboard --logdir`.
+        folder: What `tensorboard --logdir` is given.
 
     Raises:
         MissingExtraError: tensorboard is not installed.
@@ -196,7 +151,7 @@ class TensorBoardLog(Callback):
             raise MissingExtraError(
                 "TensorBoardLog needs tensorboard: pip install 'cifarnets[tensorboard]'."
             ) from error
-        # TensorBoard hides the steps that a killed run wrote after its last checkpoint.
+        # What a killed run wrote after its last checkpoint is hidden.
         self._writer = SummaryWriter(str(self.folder), purge_step=trainer.epoch + 1)
 
     def on_epoch_end(self, trainer: "Trainer") -> None:
