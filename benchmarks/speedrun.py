@@ -157,7 +157,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, help="instead of the recipe's")
     parser.add_argument("--profile", action="store_true", help="only print where the time of one run of ours goes")
     parser.add_argument("--compile", action="store_true", help="torch.compile ours")
-    parser.add_argument("--steps", type=int, help="dry run: so many batches of 100 an epoch, one epoch, one seed")
+    parser.add_argument("--steps", type=int, help="dry run: this many batches of 100 in one epoch, with one seed")
     parser.add_argument("--test-images", type=int, default=10_000)
     options = parser.parse_args()
     if DEVICE.type == "cpu" and not options.steps:
