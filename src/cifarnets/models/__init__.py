@@ -41,7 +41,6 @@ __all__ = [
     "WideResNet28x10",
     "annotate",
     "create",
-    "describe",
     "info",
     "list_models",
     "load",

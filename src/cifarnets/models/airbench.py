@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cifarnets.errors import InputError
-from cifarnets.models.pooling import max_pool2d
+from cifarnets.models.classifier import Classifier
 from cifarnets.models.registry import register
 
 
-class Airbench(nn.Module):
+class Airbench(Classifier):
     """Whitening 2×2 convolution, three blocks of convolutions with BatchNorm and GELU, scaled logits.
 
     The first convolution is set from training images (`init_from_images`) and stays as it is; its bias is trained. The other
@@ -50,18 +50,30 @@ class Airbench(nn.Module):
         self.block1 = _Block(filters, widths[0], depth, momentum)
         self.block2 = _Block(widths[0], widths[1], depth, momentum)
         self.block3 = _Block(widths[1], widths[2], depth, momentum)
-        self.head = nn.Linear(widths[2], num_classes, bias=False)
-        # Deviations of one and a small scale, where the source's scripts for SGD leave the head as torch makes it and
-        # multiply by 1/9: a learning rate of ConvMuon's then suits the heads of all three.
-        with torch.no_grad():
-            self.head.weight.div_(self.head.weight.std())
+        self.num_features, self.num_classes = widths[2], num_classes
+        self.head = self.make_head()
         self.scale = scale / widths[2]
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward_features(self, x: Tensor) -> Tensor:
         x = F.gelu(self.whiten(x))
-        x = self.block3(self.block2(self.block1(x)))
+        return self.block3(self.block2(self.block1(x)))  # type: ignore[no-any-return]
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         x = F.max_pool2d(x, 3).flatten(1)
-        return self.head(x) * self.scale  # type: ignore[no-any-return]
+        if pre_logits:
+            return x
+        x = self.head(x)
+        return x * self.scale if self.num_classes else x  # logits are scaled, features are not
+
+    def make_head(self) -> nn.Module:
+        if not self.num_classes:
+            return nn.Identity()
+        head = nn.Linear(self.num_features, self.num_classes, bias=False)
+        # A standard deviation of one, and a small scale of the logits: one learning rate of ConvMuon then suits the
+        # heads of all three nets. (The source's scripts for SGD keep torch's head and multiply its logits by 1/9.)
+        with torch.no_grad():
+            head.weight.div_(head.weight.std())
+        return head
 
     @torch.no_grad()
     def init_from_images(self, images: Tensor) -> None:
@@ -150,7 +162,7 @@ class _Block(nn.Module):
         self.depth = depth
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.gelu(self.norm1(max_pool2d(self.conv1(x))))
+        x = F.gelu(self.norm1(F.max_pool2d(self.conv1(x), 2)))
         y = self.norm2(self.conv2(x))
         if self.depth == 3:
             y = x + self.norm3(self.conv3(F.gelu(y)))

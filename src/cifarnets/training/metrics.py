@@ -67,7 +67,7 @@ class EpochMetrics:
             raise diverged(values[wrong[0]].item(), f"epoch {epoch}, batch {batch}")
         return values
 
-    def figures(self, epoch: int, lr: float, world: World) -> dict[str, float]:
+    def row(self, epoch: int, lr: float, world: World) -> dict[str, float]:
         """The history's row of the whole epoch, of all processes together.
 
         Raises:
