@@ -39,6 +39,8 @@ class Airbench(Classifier):
         self, num_classes: int, in_channels: int, widths: Sequence[int], depth: int, momentum: float, scale: float
     ) -> None:
         super().__init__()
+        # The whitening layer is trained in the first part of a fit only, as in the paper; see `training.param_groups`.
+        self.trained_until = {"whiten.bias": 3 / 8}
         if len(widths) != 3:
             raise InputError(f"widths must be three numbers, one a block, not {widths!r}.")
         if depth not in (2, 3):

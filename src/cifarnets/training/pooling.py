@@ -4,7 +4,7 @@ The models use torch's own pooling. `torch.compile` turns its gradient into a lo
 `compiled` hands the compiler the same pooling as comparisons, and the compiler fuses them with the layers around them.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,11 +39,12 @@ class _Backend:
 
     options: tuple[tuple[str, Any], ...]
 
-    def __call__(self, graph: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+    def __call__(self, graph: fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
         from torch._dynamo import lookup_backend  # loads the compiler, which takes seconds
 
         write_out_pooling(graph)
-        return lookup_backend("inductor")(graph, inputs, config_patches=dict(self.options))  # type: ignore[call-arg]
+        backend: Any = lookup_backend("inductor")
+        return backend(graph, inputs, config_patches=dict(self.options))  # type: ignore[no-any-return]
 
 
 def write_out_pooling(graph: fx.GraphModule) -> int:
