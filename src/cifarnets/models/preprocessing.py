@@ -116,8 +116,8 @@ def transform_for(
     return v2.Compose(
         [
             v2.ToImage(),
-            *colours,
             v2.ToDtype(torch.float32, scale=True),
+            *colours,
             v2.Resize((size, size), antialias=True),
             v2.Normalize(mean, std),
             v2.ToPureTensor(),

@@ -77,9 +77,9 @@ class ConvMuon(Optimizer):
             for kind, options in kinds.items():
                 chosen = [item for item in group["params"] if _kind(item) == kind]
                 merged = {**options, **group, "params": chosen}
-                decay = 0.0 if kind == "filter" else group.get("weight_decay", weight_decay) / merged["lr"]
-                if chosen:
-                    groups.append({**merged, "weight_decay": decay})
+                decay = 0.0 if kind == "filter" else group.get("weight_decay", weight_decay)
+                if chosen:  # with a rate of 0 there is no step, and so no decay
+                    groups.append({**merged, "weight_decay": decay / merged["lr"] if merged["lr"] else 0.0})
         super().__init__(groups, {"steps": steps})
 
     @torch.no_grad()
