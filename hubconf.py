@@ -1,8 +1,8 @@
 """Entry points for `torch.hub`, one for each model: no installation is needed.
 
-    model = torch.hub.load("cifarnets/cifarnets", "resnet20", pretrained=True)
-    model = torch.hub.load("cifarnets/cifarnets", "convnet", weights="cifar3")
-    model = torch.hub.load("cifarnets/cifarnets", "vgg11_bn", num_classes=100)
+model = torch.hub.load("cifarnets/cifarnets", "resnet20", pretrained=True)
+model = torch.hub.load("cifarnets/cifarnets", "convnet", weights="cifar3")
+model = torch.hub.load("cifarnets/cifarnets", "vgg11_bn", num_classes=100)
 """
 
 import sys as _sys

@@ -25,11 +25,11 @@ from benchmarks._side_by_side import machine
 from cifarnets import Trainer, seed_everything
 from cifarnets.datasets import Augment, BatchLoader, CIFAR10Normalized
 from cifarnets.models import create, summary
+from cifarnets.recipes.recipe import TRAINER_FIELDS
 from cifarnets.training import load_recipe
 from cifarnets.training.muon import ConvMuon
 from cifarnets.training.optimizers import param_groups
 from cifarnets.training.precision import autocast_dtype
-from cifarnets.recipes.recipe import TRAINER_FIELDS
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 

@@ -12,7 +12,7 @@ import torch
 from benchmarks._side_by_side import machine, take_turns
 from cifarnets import evaluate, predict, seed_everything
 from cifarnets.datasets import BatchLoader, CIFAR10Normalized
-from cifarnets.models import create, annotate
+from cifarnets.models import annotate, create
 
 PROGRAMS = {
     "import torch": "import torch",

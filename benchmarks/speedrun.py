@@ -29,9 +29,9 @@ from cifarnets import Trainer, seed_everything
 from cifarnets.datasets import BatchLoader, CIFAR10Normalized, ImageDataset
 from cifarnets.evaluation import answer, eval_mode
 from cifarnets.models import create
+from cifarnets.recipes.recipe import TRAINER_FIELDS
 from cifarnets.training import Recipe, load_recipe, make_optimizer, make_schedule
 from cifarnets.training.precision import autocast_dtype
-from cifarnets.recipes.recipe import TRAINER_FIELDS
 from cifarnets.weights.index import mean_and_std
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,6 +1,6 @@
 """Tools of torch and of others on every family: scripts, exports, per-sample gradients, pruning, attributions."""
 
-from typing import Any
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -10,29 +10,41 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.utils import prune
 
 from cifarnets import load
-from cifarnets.models import create, list_models
+from cifarnets.models import ResNet, WideResNet, create, list_models
+
+
+class ResNet8(ResNet):
+    """The family at its least depth."""
+
+    depth = 8
+
+
+class WideResNet10(WideResNet):
+    """The family at its least depth."""
+
+    depth, factor = 10, 1
+
 
 # A small net of every family and way that it may be built.
-NETS: dict[str, tuple[str, dict[str, Any]]] = {
-    "convnet": ("convnet", {"widths": (4, 6), "hidden": 5}),
-    "convnet, features": ("convnet", {"num_classes": 0}),
-    "convnet, average": ("convnet", {"pool": "avg", "widths": (4, 6)}),
-    "convnet_functional": ("convnet_functional", {"widths": (4, 6)}),
-    "fcnet": ("fcnet", {"widths": (12, 7)}),
-    "resnet20": ("resnet20", {"widths": (2, 2, 4), "se": True}),
-    "resnet20, preact": ("resnet20", {"widths": (2, 2, 4), "preact": True}),
-    "vgg11_bn": ("vgg11_bn", {"widths": (4, 4, 4, 4, 6)}),
-    "wide_resnet16_4": ("wide_resnet16_4", {}),
-    "airbench94": ("airbench94", {"widths": (4, 4, 8)}),
-    "airbench96": ("airbench96", {"widths": (4, 4, 8)}),
+NETS: dict[str, Callable[[], nn.Module]] = {
+    "convnet": lambda: create("convnet", widths=(4, 6), hidden=5),
+    "features": lambda: create("convnet", num_classes=0),
+    "average": lambda: create("convnet", pool="avg", widths=(4, 6)),
+    "functional": lambda: create("convnet_functional", widths=(4, 6)),
+    "fcnet": lambda: create("fcnet", widths=(12, 7)),
+    "resnet": lambda: ResNet8(widths=(2, 2, 4), se=True),
+    "preact": lambda: ResNet8(widths=(2, 2, 4), preact=True),
+    "vgg": lambda: create("vgg11_bn", widths=(4, 4, 4, 4, 6)),
+    "wide_resnet": WideResNet10,
+    "airbench": lambda: create("airbench94", widths=(4, 4, 8)),
+    "deep airbench": lambda: create("airbench96", widths=(4, 4, 8)),
 }
 every_net = pytest.mark.parametrize("net", list(NETS))
 
 
-def build(net: str) -> Any:
+def build(net: str) -> nn.Module:
     """A net in eval mode."""
-    name, config = NETS[net]
-    return create(name, **config).eval()
+    return NETS[net]().eval()
 
 
 @pytest.fixture
@@ -62,7 +74,7 @@ def test_exported_poolings_are_torchs(images: Tensor) -> None:
     assert sum("max_pool2d" in target for target in targets) == 2
 
 
-@pytest.mark.parametrize("net", ["convnet", "convnet_functional"])
+@pytest.mark.parametrize("net", ["convnet", "functional"])
 def test_compiled_gradients_of_each_image(net: str, images: Tensor) -> None:
     model = build(net)
     parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}

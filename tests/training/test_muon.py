@@ -205,9 +205,7 @@ def test_the_state_of_the_first_version_still_loads() -> None:
     new.load_state_dict(old.state_dict())
     for group in old.param_groups:
         for parameter in group["params"]:
-            assert torch.equal(
-                new.state[parameter]["momentum_buffer"], old.state[parameter]["momentum_buffer"]
-            )
+            assert torch.equal(new.state[parameter]["momentum_buffer"], old.state[parameter]["momentum_buffer"])
 
 
 def test_parameters_names_and_groups_are_taken_as_torchs_optimizers_take_them() -> None:

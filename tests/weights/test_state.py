@@ -12,8 +12,8 @@ from torch import Tensor
 
 import cifarnets
 from cifarnets.errors import OutputError, WeightsError
-from cifarnets.weights.state import FILE, read_state, write_state
 from cifarnets.weights.files import write_weights
+from cifarnets.weights.state import FILE, read_state, write_state
 
 DTYPES = (
     *(torch.float32, torch.float64, torch.float16, torch.bfloat16),

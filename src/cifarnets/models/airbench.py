@@ -159,14 +159,13 @@ class _Block(nn.Module):
         super().__init__()
         self.conv1, self.norm1 = _conv(inputs, outputs), _norm(outputs, momentum)
         self.conv2, self.norm2 = _conv(outputs, outputs), _norm(outputs, momentum)
-        if depth == 3:
-            self.conv3, self.norm3 = _conv(outputs, outputs), _norm(outputs, momentum)
-        self.depth = depth
+        self.conv3 = _conv(outputs, outputs) if depth == 3 else None
+        self.norm3 = _norm(outputs, momentum) if depth == 3 else None
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.gelu(self.norm1(F.max_pool2d(self.conv1(x), 2)))
         y = self.norm2(self.conv2(x))
-        if self.depth == 3:
+        if self.conv3 is not None and self.norm3 is not None:
             y = x + self.norm3(self.conv3(F.gelu(y)))
         return F.gelu(y)
 

@@ -157,7 +157,9 @@ def info(name: str) -> ModelInfo:
     release = releases().get(name)
     if name not in registered() and release is None:
         raise unknown_weights(name) if "." in name else unknown_model(name)
-    architecture, config = (name, {}) if name in registered() or release is None else (release.architecture, release.config)
+    architecture, config = (
+        (name, {}) if name in registered() or release is None else (release.architecture, release.config)
+    )
     cls, model = model_class(architecture), skeleton(architecture, config)
     description = (inspect.getdoc(cls) or "").partition("\n")[0]
     lazy = [name for name, parameter in model.named_parameters() if isinstance(parameter, UninitializedParameter)]

@@ -40,11 +40,23 @@ class _Backend:
     options: tuple[tuple[str, Any], ...]
 
     def __call__(self, graph: fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
-        from torch._dynamo import lookup_backend  # loads the compiler, which takes seconds
-
         write_out_pooling(graph)
-        backend: Any = lookup_backend("inductor")
-        return backend(graph, inputs, config_patches=dict(self.options))  # type: ignore[no-any-return]
+        return inductor(graph, inputs, dict(self.options))
+
+
+def inductor(graph: fx.GraphModule, inputs: list[Tensor], options: dict[str, Any]) -> Callable[..., Any]:
+    """Compile a graph with the default backend of `torch.compile`.
+
+    Examples:
+        >>> import torch
+        >>> from cifarnets.training.pooling import inductor
+        >>> backend = lambda graph, inputs: inductor(graph, inputs, {"max_autotune": True})
+        >>> model = torch.compile(torch.nn.Linear(2, 2), backend=backend)  # compiles at the first call
+    """
+    from torch._dynamo import lookup_backend  # loads the compiler, which takes seconds
+
+    backend: Any = lookup_backend("inductor")
+    return backend(graph, inputs, config_patches=options)  # type: ignore[no-any-return]
 
 
 def write_out_pooling(graph: fx.GraphModule) -> int:
