@@ -183,9 +183,8 @@ def test_the_trajectory_is_that_of_the_released_runs(name: str, config: dict[str
         models.append(model)
         optimizers.append(optimizer)
         schedules.append(make_schedule(optimizer, "triangular", 8, {"peak": 0.1, "start": 0.2}))
-    assert [[len(group["params"]) for group in each.param_groups] for each in optimizers][0] == [
-        len(group["params"]) for group in optimizers[1].param_groups
-    ]
+    old, new = ([len(group["params"]) for group in each.param_groups] for each in optimizers)
+    assert old == new
     for _ in range(8):
         images, labels = torch.randn(8, 3, 32, 32), torch.randint(3, (8,))
         for model, optimizer, schedule in zip(models, optimizers, schedules, strict=True):

@@ -131,8 +131,8 @@ def _constants(model: nn.Module, mean: Sequence[float] | None, std: Sequence[flo
     std = std if std is not None else meta.std if meta else None
     if mean is None or std is None:
         raise InputError(
-            f"{type(model).__name__} does not know how its images were normalised: pass mean= and std=, or note them in "
-            "the model with cifarnets.models.annotate."
+            f"{type(model).__name__} does not know how its images were normalised: pass mean= and std=, or note them "
+            "in the model with cifarnets.models.annotate."
         )
     channels = meta.config.get("in_channels") if meta else None
     if len(mean) != len(std) or (channels is not None and len(mean) != channels):
