@@ -1,31 +1,10 @@
 """Fair timing on noisy machines: contenders take turns, and ratios of medians are what is reported."""
 
-import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from importlib.metadata import version
-from pathlib import Path
 
-import torch
-
-from cifarnets.training.precision import autocast_dtype
-
-
-def machine() -> str:
-    """One line: what a reader needs to compare figures with theirs."""
-    threads = f"{torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)}"
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{processor()}, {threads}"
-    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "cifarnets"))
-    return f"{device}, {platform.system()} {platform.machine()}, Python {platform.python_version()}, {packages}"
-
-
-def processor() -> str:
-    """The CPU's own name where the system tells it, its widest vectors, and bf16 where it computes in that."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    bf16 = ", bf16" if autocast_dtype("auto", torch.device("cpu")) else ""
-    return f"{(names or [platform.processor() or 'CPU'])[0]} ({torch.backends.cpu.get_cpu_capability()}{bf16})"
+from cifarnets._runtime import describe_machine
 
 
 def take_turns(contenders: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
@@ -46,7 +25,7 @@ def take_turns(contenders: Mapping[str, Callable[[], object]], repeats: int) -> 
 def table(seconds: Mapping[str, list[float]], images: int, base: str) -> str:
     """Median images/s, spread, and speed relative to `base`, which each round is divided by before the median."""
     lines = [
-        f"{machine()}; {len(seconds[base])} rounds",
+        f"{describe_machine()}; {len(seconds[base])} rounds",
         "",
         "| | images/s (median) | fastest … slowest | relative speed |",
         "|---|---|---|---|",

@@ -21,12 +21,12 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks._plain import augmented
-from benchmarks._side_by_side import machine
 from cifarnets import Trainer, seed_everything
+from cifarnets._runtime import describe_machine
 from cifarnets.datasets import Augment, BatchLoader, CIFAR10Normalized
 from cifarnets.models import create, summary
-from cifarnets.recipes.recipe import TRAINER_FIELDS
-from cifarnets.training import load_recipe
+from cifarnets.recipes import load_recipe
+from cifarnets.training.feed import EpochFeed
 from cifarnets.training.muon import ConvMuon
 from cifarnets.training.optimizers import param_groups
 from cifarnets.training.precision import autocast_dtype
@@ -88,17 +88,12 @@ def ours(dataset: CIFAR10Normalized, batch: int) -> Callable[[], None]:
     loader = BatchLoader(
         part, batch, True, device=DEVICE, seed=0, augment=Augment(**recipe.augment), channels_last=True
     )
-    trainer = Trainer(model, device=DEVICE, progress=False, **{name: getattr(recipe, name) for name in TRAINER_FIELDS})
+    trainer = Trainer(model, device=DEVICE, progress=False, **recipe.trainer_options())
     trainer.model.train()
-    again = iter(loader)
+    batches = EpochFeed(loader, trainer.world).endless()
 
     def step() -> None:
-        nonlocal again
-        images, labels = next(again, (None, None))
-        if images is None or labels is None:
-            again = iter(loader)
-            images, labels = next(again)
-        trainer.train_step(images, labels, len(labels))
+        trainer.train_step(next(batches))
         wait()
 
     return step
@@ -151,7 +146,7 @@ def main() -> None:
     for process in processes.values():
         process.communicate()
     recipe = load_recipe("airbench94")
-    print(f"{machine()}; {dtype}; {options.rounds} rounds of {options.steps} steps of {batch} images\n")
+    print(f"{describe_machine()}; {dtype}; {options.rounds} rounds of {options.steps} steps of {batch} images\n")
     print(f"A matrix product of 2048×2048 reaches {best / 1e9:,.0f} GFLOP/s; a step does {flops / 1e12:.2f} TFLOP.\n")
     print(f"| | seconds a step (median) | of the ceiling | seconds an epoch | for {recipe.epochs} epochs | ratio |")
     print("|---|---|---|---|---|---|")

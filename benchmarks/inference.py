@@ -9,8 +9,9 @@ from collections.abc import Callable
 
 import torch
 
-from benchmarks._side_by_side import machine, take_turns
+from benchmarks._side_by_side import take_turns
 from cifarnets import evaluate, predict, seed_everything
+from cifarnets._runtime import describe_machine
 from cifarnets.datasets import BatchLoader, CIFAR10Normalized
 from cifarnets.models import annotate, create
 
@@ -54,7 +55,7 @@ def main() -> None:
     options = parser.parse_args()
     test = CIFAR10Normalized(train=False)
     pictures = test.images[:1000]
-    print(f"{machine()}; {options.rounds} rounds, medians\n")
+    print(f"{describe_machine()}; {options.rounds} rounds, medians\n")
     print("| model | evaluate, images/s | … channels_last | predict of 1000 | predict of 1 | latency of 1, ms (p95) |")
     print("|---|---|---|---|---|---|")
     for name in options.models:

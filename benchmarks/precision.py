@@ -3,8 +3,8 @@
 import argparse
 import statistics
 
-from benchmarks._side_by_side import machine
 from cifarnets import Trainer, seed_everything
+from cifarnets._runtime import describe_machine
 from cifarnets.datasets import BatchLoader, CIFAR10Normalized, cifar_subset, train_val_split
 from cifarnets.models import create
 from cifarnets.training.precision import Precision
@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
-    print(f"{machine()}; {options.epochs} epochs, 1,500 training images held out\n")
+    print(f"{describe_machine()}; {options.epochs} epochs, 1,500 training images held out\n")
     seeds = range(options.seeds)
     print(f"| precision | {' | '.join(f'seed {seed}' for seed in seeds)} | mean |\n|---|{'---|' * (len(seeds) + 1)}")
     precisions: tuple[Precision, ...] = ("fp32", "bf16")

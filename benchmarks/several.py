@@ -16,8 +16,8 @@ from pathlib import Path
 
 import torch
 
-from benchmarks._side_by_side import machine
 from cifarnets import Trainer, seed_everything
+from cifarnets._runtime import describe_machine
 from cifarnets.datasets import BatchLoader, CIFAR10Normalized
 from cifarnets.models import create
 
@@ -84,7 +84,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.worker:
         return worker(options.images, options.epochs)
-    print(f"{machine()}; {options.epochs} epochs\n\n| nets at once | images/s of all | beside one alone |")
+    print(f"{describe_machine()}; {options.epochs} epochs\n\n| nets at once | images/s of all | beside one alone |")
     print("|---|---|---|")
     speeds = []
     for count in options.counts:

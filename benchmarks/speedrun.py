@@ -24,13 +24,13 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity
 
 from benchmarks._plain import augmented
-from benchmarks._side_by_side import machine
 from cifarnets import Trainer, seed_everything
+from cifarnets._runtime import describe_machine
 from cifarnets.datasets import BatchLoader, CIFAR10Normalized, ImageDataset
-from cifarnets.evaluation import answer, eval_mode
+from cifarnets.inference import eval_mode, forward_logits
 from cifarnets.models import create
-from cifarnets.recipes.recipe import TRAINER_FIELDS
-from cifarnets.training import Recipe, load_recipe, make_optimizer, make_schedule
+from cifarnets.recipes import Recipe, load_recipe
+from cifarnets.training import make_optimizer, make_schedule
 from cifarnets.training.precision import autocast_dtype
 from cifarnets.weights.index import mean_and_std
 
@@ -81,7 +81,7 @@ class Ours:
         seed_everything(seed)
         self.loader.load_state_dict({"seed": seed, "epoch": 0})
         model: Any = create(self.recipe.model).to(DEVICE)
-        options = {name: getattr(self.recipe, name) for name in TRAINER_FIELDS if name != "seed"}
+        options = {**self.recipe.trainer_options(), "seed": None}
         with Clock() as clock:
             model.init_from_images(self.few)
             trainer = Trainer(model, device=DEVICE, progress=False, **options)
@@ -136,7 +136,7 @@ def share_of_right(model: torch.nn.Module, batches: list[tuple[Tensor, Tensor]],
     right, images = torch.zeros((), device=DEVICE), 0
     with eval_mode(model, DEVICE), torch.autocast(DEVICE.type, dtype) if dtype else contextlib.nullcontext():
         for inputs, labels in batches:
-            right += (answer(model, inputs, recipe.tta).argmax(1) == labels).sum()
+            right += (forward_logits(model, inputs, recipe.tta).argmax(1) == labels).sum()
             images += len(labels)
     return right.item() / images
 
@@ -185,7 +185,7 @@ def main() -> None:
                 outcomes[name].append(outcome)
                 print(f"seed {seed}, {name}: {outcome[0]:.2f} s, {outcome[1]:.4f}, {outcome[2]:.4f}", flush=True)
     precision = autocast_dtype(recipe.precision, DEVICE) or torch.float32
-    print(f"\n{machine()}; `{options.recipe}`, {recipe.epochs} epochs, {precision}, {options.seeds} seeds\n")
+    print(f"\n{describe_machine()}; `{options.recipe}`, {recipe.epochs} epochs, {precision}, {options.seeds} seeds\n")
     print(f"| | seconds (median) | fastest … slowest | ratio | test accuracy | with {recipe.tta} |")
     print("|---|---|---|---|---|---|")
     base = [outcome[0] for outcome in outcomes["plain PyTorch"]]

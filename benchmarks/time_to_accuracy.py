@@ -12,10 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks._article import CLASSES, Loop, pairs
-from benchmarks._side_by_side import machine
 from cifarnets import seed_everything
+from cifarnets._runtime import describe_machine
 from cifarnets.datasets import CIFAR10Normalized, cifar_subset
-from cifarnets.training import load_recipe, run
+from cifarnets.recipes import load_recipe, run_recipe
 
 
 def main() -> None:
@@ -35,11 +35,11 @@ def main() -> None:
             loop()
             theirs += time.perf_counter() - started
         with tempfile.TemporaryDirectory() as folder:
-            result = run(replace(recipe, seed=seed), Path(folder) / "run", device="cpu", progress=False)
+            result = run_recipe(replace(recipe, seed=seed), Path(folder) / "run", device="cpu", progress=False)
         ours.append(sum(result.history.column("seconds")))
         accuracies.append(result.evaluations["test"].accuracy)
     mean, spread = statistics.mean(accuracies), statistics.stdev(accuracies)
-    print(f"{machine()}\n")
+    print(f"{describe_machine()}\n")
     print("| | epochs | seeds | test accuracy | seconds (median) | ratio |\n|---|---|---|---|---|---|")
     print(f"| the article's loop | {options.epochs} | 1 | {loop.accuracy(pairs(test)):.4f} | {theirs:.1f} | 1 |")
     seconds = statistics.median(ours)

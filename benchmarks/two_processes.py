@@ -11,8 +11,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks._side_by_side import machine
 from cifarnets import Trainer, seed_everything
+from cifarnets._runtime import describe_machine
 from cifarnets.datasets import BatchLoader, CIFAR10Normalized, cifar_subset
 from cifarnets.models import create
 from cifarnets.training.distributed import leave
@@ -52,7 +52,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.worker:
         return worker(options.worker, options.epochs)
-    print(f"{machine()}; {options.rounds} rounds of {options.epochs} epochs\n")
+    print(f"{describe_machine()}; {options.rounds} rounds of {options.epochs} epochs\n")
     print("| global batch | one process, images/s | two processes, images/s | ratio | largest difference of losses |")
     print("|---|---|---|---|---|")
     for batch_size in (64, 512):

@@ -44,7 +44,7 @@ class Stop(Callback):
         self.every = every
 
     def on_batch_start(self, trainer: Trainer) -> None:
-        if trainer.epoch == 1 and trainer.batch == 1:
+        if trainer.epoch == 1 and trainer.batches_done == 1:
             trainer.interrupted = True
             trainer.stop()
 

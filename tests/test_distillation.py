@@ -9,9 +9,10 @@ import torch.nn.functional as F
 
 from cifarnets import Trainer, evaluate, models, save
 from cifarnets.datasets import Augment, BatchLoader, ImageDataset
+from cifarnets.distillation import soft_labels
 from cifarnets.errors import InputError, UnknownNameError
-from cifarnets.evaluation import collect_logits
-from cifarnets.training import Recipe, run, soft_labels
+from cifarnets.inference import collect_logits
+from cifarnets.recipes import Recipe, run_recipe
 
 CPU = torch.device("cpu")
 
@@ -137,7 +138,7 @@ def test_it_is_part_of_a_recipe(tmp_path: Path) -> None:
     path = str(save(model, tmp_path / "teacher.safetensors"))
     recipe = Recipe("fcnet", config={"widths": (4,)}, epochs=1, synthetic=True, distill={"teacher": path, "share": 0.9})
     soft, hard = (
-        run(r, tmp_path / str(i), progress=False) for i, r in enumerate([recipe, replace(recipe, distill={})])
+        run_recipe(r, tmp_path / str(i), progress=False) for i, r in enumerate([recipe, replace(recipe, distill={})])
     )
     assert soft.history[0]["loss"] != hard.history[0]["loss"]
     assert soft.model.meta.training["distill"] == {"teacher": path, "share": 0.9}

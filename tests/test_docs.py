@@ -140,7 +140,9 @@ def test_the_readme_sets_up_a_fresh_machine_with_two_commands() -> None:
 def test_ci_installs_as_the_readme_says() -> None:
     if not (ROOT / ".ci").is_dir():
         pytest.skip("not a checkout: .ci is not part of the source distribution")
-    assert re.search(r"pip install (-q )?-e '\.\[dev\]'", (ROOT / ".ci" / "run").read_text(encoding="utf-8"))
+    assert "\nmake setup\n" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    setup = (ROOT / "Makefile").read_text(encoding="utf-8").split("\nsetup:", 1)[1].split("\n\n", 1)[0]
+    assert re.search(r"-m venv .*\n.*pip install (-q )?-e '\.\[dev\]'", setup)
 
 
 def test_the_steps_of_the_article_are_complete() -> None:
@@ -195,6 +197,8 @@ def test_the_site_builds_strictly_and_has_every_public_name(tmp_path: Path) -> N
     inventory = (tmp_path / "site" / "objects.inv").read_bytes().split(b"\n", 4)[4]
     objects = {line.split()[0] for line in zlib.decompress(inventory).decode().splitlines()}
     assert set(public_names().values()) - objects == set()
-    # The pages ask no other host for anything: no font, script or style from elsewhere.
+    # The pages ask no other host for anything: no font, script or style from elsewhere, no number of stars.
     for page in (tmp_path / "site").rglob("*.html"):
-        assert not re.search(r'(?:src|<link[^>]*href)="(?:https?:)?//', page.read_text(encoding="utf-8")), page
+        html = page.read_text(encoding="utf-8")
+        assert not re.search(r'(?:src|<link (?!rel="canonical")[^>]*href)="(?:https?:)?//', html), page
+        assert 'data-md-component="source"' not in html, page

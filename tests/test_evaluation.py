@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from cifarnets import Evaluation, Trainer, evaluate, models
 from cifarnets.datasets import BatchLoader, CIFAR10Normalized, ImageDataset, cifar_subset
 from cifarnets.errors import CifarNetsError, InputError
-from cifarnets.evaluation import check_batch, collect_logits, measure
+from cifarnets.inference import check_batch, collect_logits
 
 
 class Table(nn.Module):
@@ -86,7 +86,7 @@ class TestMeasure:
         random = torch.Generator().manual_seed(seed)
         labels = torch.randint(k, (n,), generator=random)
         logits = torch.randn(n, k, generator=random) * scale + skill * nn.functional.one_hot(labels, k)
-        found, expected = measure(logits, labels), by_numpy(logits.numpy(), labels.numpy())
+        found, expected = Evaluation.from_logits(logits, labels), by_numpy(logits.numpy(), labels.numpy())
         assert found.n == n
         assert found.loss == pytest.approx(expected["loss"], rel=1e-9, abs=1e-12)
         assert found.accuracy == pytest.approx(expected["accuracy"])
@@ -96,7 +96,7 @@ class TestMeasure:
 
     def test_an_example_small_enough_to_check_by_eye(self) -> None:
         logits = logits_of([0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.3, 0.6, 0.1], [0.25, 0.25, 0.5])
-        result = measure(logits, torch.tensor([0, 1, 0, 0]), ("cat", "dog", "ship"))
+        result = Evaluation.from_logits(logits, torch.tensor([0, 1, 0, 0]), ("cat", "dog", "ship"))
         assert result.accuracy == 0.5
         assert result.loss == pytest.approx(-math.log(0.7 * 0.8 * 0.3 * 0.25) / 4)
         assert result.per_class == {"cat": pytest.approx(1 / 3), "dog": 1.0}  # no image of a ship
@@ -122,18 +122,20 @@ class TestMeasure:
         ],
     )
     def test_calibration(self, probabilities: list[list[float]], labels: list[int], expected: float) -> None:
-        assert measure(logits_of(*probabilities), torch.tensor(labels)).ece == pytest.approx(expected, abs=1e-9)
+        assert Evaluation.from_logits(logits_of(*probabilities), torch.tensor(labels)).ece == pytest.approx(
+            expected, abs=1e-9
+        )
 
     def test_step_18_a_confident_wrong_answer_costs_far_more_than_squared_error_says(self) -> None:
         label = torch.tensor([1])
         unsure, wrong = logits_of([0.5, 0.5]), logits_of([0.999, 0.001])
-        losses = [measure(logits, label).loss for logits in (unsure, wrong)]
+        losses = [Evaluation.from_logits(logits, label).loss for logits in (unsure, wrong)]
         assert losses == pytest.approx([0.6931, 6.9078], abs=1e-4)
         squared = [((logits.softmax(1)[0] - torch.tensor([0, 1])) ** 2).sum().item() for logits in (unsure, wrong)]
         assert losses[1] / losses[0] > 9 > 4 > squared[1] / squared[0]
 
     def test_a_hopeless_answer_has_an_infinite_loss_and_the_rest_stands(self) -> None:
-        result = measure(torch.tensor([[0.0, -math.inf], [3.0, 0.0]]), torch.tensor([1, 0]))
+        result = Evaluation.from_logits(torch.tensor([[0.0, -math.inf], [3.0, 0.0]]), torch.tensor([1, 0]))
         assert result.loss == math.inf
         assert result.accuracy == 0.5
 
@@ -142,26 +144,26 @@ class TestMeasure:
         logits = torch.zeros(5, 3)
         logits[1, 2] = logits[4, 0] = value
         with pytest.raises(InputError, match="the model answers NaN or infinity for 2 of 5 images"):
-            measure(logits, torch.zeros(5, dtype=torch.int64))
+            Evaluation.from_logits(logits, torch.zeros(5, dtype=torch.int64))
 
     @pytest.mark.parametrize(("labels", "span"), [([0, 3], "0 to 3"), ([-1, 2], "-1 to 2")])
     def test_labels_without_an_output_are_refused(self, labels: list[int], span: str) -> None:
         with pytest.raises(InputError) as caught:
-            measure(torch.zeros(2, 3), torch.tensor(labels))
+            Evaluation.from_logits(torch.zeros(2, 3), torch.tensor(labels))
         assert f"run from {span}, but the model has 3 outputs (0 … 2): create it with num_classes=" in str(caught.value)
 
     def test_names_beyond_those_known_are_numbers(self) -> None:
         labels = torch.arange(4)
-        assert list(measure(torch.eye(4), labels, ("a", "b")).per_class) == ["a", "b", "2", "3"]
-        assert list(measure(torch.eye(4), labels).per_class) == ["0", "1", "2", "3"]
-        assert list(measure(torch.eye(2), labels[:2], ("a", "b", "c")).per_class) == ["a", "b"]
+        assert list(Evaluation.from_logits(torch.eye(4), labels, ("a", "b")).per_class) == ["a", "b", "2", "3"]
+        assert list(Evaluation.from_logits(torch.eye(4), labels).per_class) == ["0", "1", "2", "3"]
+        assert list(Evaluation.from_logits(torch.eye(2), labels[:2], ("a", "b", "c")).per_class) == ["a", "b"]
 
 
 class TestEvaluate:
     def test_batches_of_any_size_give_the_same_figures(self) -> None:
         labels = torch.randint(3, (11,))
         logits = torch.randn(11, 3)
-        expected = measure(logits, labels)
+        expected = Evaluation.from_logits(logits, labels)
         for size in (1, 4, 11):
             assert evaluate(Table(logits), batches_of(labels, size), "cpu") == expected
 
@@ -169,7 +171,7 @@ class TestEvaluate:
         model = models.create("convnet", num_classes=3)
         with torch.no_grad():
             logits = torch.cat([model(image[None]) for image, _ in synthetic3])
-        expected = measure(logits, synthetic3.labels, synthetic3.classes)
+        expected = Evaluation.from_logits(logits, synthetic3.labels, synthetic3.classes)
         assert set(expected.per_class) == set(synthetic3.classes)
         in_memory = BatchLoader(synthetic3, 128, device="cpu")
         shuffled = DataLoader(synthetic3, batch_size=50, shuffle=True)
@@ -382,7 +384,7 @@ class TestEvaluation:
     @pytest.fixture
     def result(self) -> Evaluation:
         logits = torch.tensor([[2.0, 0, 0], [2, 0, 0], [0, 0, 2], [0, 0, 2]])
-        return measure(logits, torch.tensor([0, 2, 2, 2]), ("airplane", "bird", "ship"))
+        return Evaluation.from_logits(logits, torch.tensor([0, 2, 2, 2]), ("airplane", "bird", "ship"))
 
     def test_it_prints_as_a_table(self, result: Evaluation) -> None:
         first, blank, *rows = str(result).splitlines()

@@ -14,7 +14,7 @@ from zoo import release as zoo
 from cifarnets import evaluate, load, models
 from cifarnets.datasets import BatchLoader, SyntheticCIFAR10
 from cifarnets.errors import InputError
-from cifarnets.training import load_recipe
+from cifarnets.recipes import load_recipe
 from cifarnets.weights import index
 from cifarnets.weights.files import read_weights
 

@@ -16,23 +16,25 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks._side_by_side import machine
 from torch import Tensor, nn
 
 from cifarnets import evaluate, load, save
 from cifarnets._files import write_atomic
+from cifarnets._runtime import describe_machine
 from cifarnets.datasets import BatchLoader, SyntheticCIFAR10, normalize
 from cifarnets.errors import CifarNetsError, InputError
-from cifarnets.evaluation import collect_logits, measure
+from cifarnets.evaluation import Evaluation
+from cifarnets.inference import collect_logits
 from cifarnets.models import Release, annotate, summary
 from cifarnets.models.metadata import ModelMeta, get_meta
-from cifarnets.training import Recipe, load_recipe
-from cifarnets.recipes.recipe import write_json
+from cifarnets.recipes import Recipe, load_recipe
+from cifarnets.recipes.recipe import RELEASE, read_recipe
+from cifarnets.recipes.run import write_json
 from cifarnets.version import __version__
 from cifarnets.weights.files import read_weights, write_weights
 from cifarnets.weights.index import GOLDEN_FILE, INDEX_FILE, mean_and_std, sha256
@@ -54,8 +56,9 @@ def release(name: str, folders: Sequence[Path]) -> None:
     """
     recipe = load_recipe(name)
     runs = dict(sorted(_seed_of(folder, recipe) for folder in folders))
-    if tuple(runs) != tuple(recipe.seeds) or len(runs) != len(folders):
-        raise InputError(f"the recipe {name!r} names the seeds {recipe.seeds}, and the runs have {tuple(runs)}.")
+    seeds = tuple(read_recipe(name).get(RELEASE, {}).get("seeds", ()))
+    if tuple(runs) != seeds or len(runs) != len(folders):
+        raise InputError(f"the recipe {name!r} names the seeds {seeds}, and the runs have {tuple(runs)}.")
     logs = {seed: json.loads((folder / "evaluation.json").read_text()) for seed, folder in runs.items()}
     seed, folder = next(iter(runs.items()))
     whole = load(folder / "model.safetensors")
@@ -65,8 +68,8 @@ def release(name: str, folders: Sequence[Path]) -> None:
     expected, labels = collect_logits(whole, loader, CPU)
     logits, _ = collect_logits(model, loader, CPU)
     changed, gap = int((logits.argmax(1) != expected.argmax(1)).sum()), (logits - expected).abs().max().item()
-    plain = measure(logits, labels)
-    loss = abs(plain.accuracy - measure(expected, labels).accuracy)
+    plain = Evaluation.from_logits(logits, labels)
+    loss = abs(plain.accuracy - Evaluation.from_logits(expected, labels).accuracy)
     print(f"float16: {changed} of {len(labels)} predictions changed, accuracy by {loss:.4f}, logits by up to {gap:.1e}")
     if loss > 5e-4:
         raise InputError("float16 loses something here: keep the weights as they are.")
@@ -76,7 +79,7 @@ def release(name: str, folders: Sequence[Path]) -> None:
         "seeds": list(runs),
         **spread(list(logs.values()), recipe.tta),
         "file_accuracy": plain.accuracy,
-        "file_tta_accuracy": evaluate(model, loader, CPU, tta=recipe.tta).accuracy if recipe.tta else None,
+        "file_tta_accuracy": evaluate(model, loader, device=CPU, tta=recipe.tta).accuracy if recipe.tta else None,
         "file_ece": plain.ece,
         "predictions_sha256": sha256(predictions.numpy().tobytes()),
     }
@@ -92,12 +95,10 @@ def _seed_of(folder: Path, recipe: Recipe) -> tuple[int, Path]:
     """The seed of a whole run of the recipe."""
     content = json.loads((folder / "run.json").read_text())["recipe"]
     seed = content["seed"]
-    # As JSON has it, where tuples are lists; a run of an earlier version lacks the fields that have come since.
-    ours, defaults = (json.loads(json.dumps(asdict(one))) for one in (replace(recipe, seed=seed), Recipe(recipe.model)))
-    telling = [field.name for field in fields(Recipe) if field.compare]
-    wrong = [key for key in telling if content.get(key, defaults[key]) != ours[key]]
-    if wrong:
-        raise InputError(f"{str(folder)!r} is a run of another recipe: {', '.join(wrong)}.")
+    # A run of an earlier version lacks the fields that have come since, and has facts that have gone.
+    known = {key: value for key, value in content.items() if key in Recipe(recipe.model).to_dict()}
+    if different := replace(recipe, seed=seed).differences(Recipe(**known)):
+        raise InputError(f"{str(folder)!r} is a run of another recipe: {'; '.join(different)}.")
     epochs = len((folder / "history.csv").read_text().splitlines()) - 1
     if epochs != recipe.epochs or not (folder / "evaluation.json").is_file():
         raise InputError(f"{str(folder)!r} is not whole: {epochs} of {recipe.epochs} epochs.")
@@ -181,7 +182,7 @@ def measure_speed(rounds: int = 15) -> None:
                 models[name](images[:size])
                 if turn:
                     taken.append((time.perf_counter() - started) / size)
-    measured = f"{machine()}; medians of 15 and 4, in turns"
+    measured = f"{describe_machine()}; medians of 15 and 4, in turns"
     torch.set_num_threads(threads)
     found = {key: round(statistics.median(taken) * 1000, 4) for key, taken in seconds.items()}
     content = {

@@ -1,22 +1,10 @@
-"""Where the work runs."""
+"""Devices by name."""
 
-import ctypes
 import os
-import sys
 
 import torch
 
 from cifarnets.errors import InputError
-
-# On Linux, memory for large tensors comes in pages of 2 MB instead of 4 kB, which are filled faster.
-# torch reads this when it makes its first tensor; another setting stands.
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-
-# cuBLAS wants this for deterministic algorithms, and may look for it once only, when it is first used.
-os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
-"""Names of mallopt(3)'s options."""
 
 
 def resolve_device(device: str | torch.device = "auto") -> torch.device:
@@ -47,16 +35,8 @@ def _cuda_index() -> int:
     return local_rank if 0 <= local_rank < torch.cuda.device_count() else torch.cuda.current_device()
 
 
-def keep_memory(device: torch.device) -> None:
-    """Have freed memory kept for the next batch, where that is on the CPU of a Linux system.
-
-    glibc gives large pieces back to the system, which then has to clear every page again. Settings from outside
-    (`MALLOC_…`, `GLIBC_TUNABLES`) stand.
-    """
-    chosen = any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ)
-    if device.type != "cpu" or sys.platform != "linux" or chosen:
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
-    if mallopt is not None:
-        for option, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1)):
-            mallopt(option, value)
+def cpu_has_bf16() -> bool:
+    """Whether this CPU computes in bfloat16 (AVX-512 BF16 or AMX); others imitate it, many times slower."""
+    # torch has no public question for this; a missing private one means no.
+    questions = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, question, lambda: False)() for question in questions)

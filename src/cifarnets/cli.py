@@ -24,12 +24,13 @@ from cifarnets.datasets import (
     download_cifar10,
 )
 from cifarnets.errors import CifarNetsError, DataCorruptError, DownloadError, InputError, OutputError
-from cifarnets.evaluation import TTA
-from cifarnets.models.metadata import get_meta
+from cifarnets.inference import TTA
 from cifarnets.models.catalog import Sort
-from cifarnets.training import ArticleLog, Recipe, Run, load_recipe, run
-from cifarnets.training.precision import Precision
+from cifarnets.models.metadata import get_meta
+from cifarnets.recipes import Recipe, Run, load_recipe, run_recipe
 from cifarnets.recipes.recipe import recipe_name
+from cifarnets.training import ArticleLog
+from cifarnets.training.precision import Precision
 from cifarnets.training.schedules import SCHEDULES
 from cifarnets.weights.index import mean_and_std
 
@@ -142,7 +143,7 @@ def _info(options: argparse.Namespace) -> None:
 def _verify(options: argparse.Namespace) -> int:
     checks = []
     for name in options.names or cifarnets.models.list_models(pretrained=True):
-        for check in cifarnets.verify(name, options.data_root, options.device):
+        for check in cifarnets.verify(name, options.data_root, device=options.device):
             checks.append(check)
             verdict = {True: "ok", False: "FAILED", None: "-"}[check.passed]
             if not options.json:
@@ -181,7 +182,7 @@ def _train(options: argparse.Namespace) -> int:
     if folder is None:
         folder = _new_folder(Path("runs") / (options.name or recipe_name(options.recipe)))
     try:
-        result = run(
+        result = run_recipe(
             recipe,
             folder,
             resume=options.resume is not None,
@@ -231,7 +232,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         full = CIFAR10Normalized(options.data_root, train=train, mean=mean, std=std)
     dataset = cifar_subset(full, meta.classes) if meta.classes else full
     result = cifarnets.evaluate(
-        model, BatchLoader(dataset, 1000, device=options.device), options.device, tta=options.tta
+        model, BatchLoader(dataset, 1000, device=options.device), device=options.device, tta=options.tta
     )
     if options.json:
         _print_json(result.to_dict())
@@ -265,13 +266,13 @@ def _demo(options: argparse.Namespace) -> int:
     print(
         f"Training the article's net ({', '.join(recipe.classes)}; {recipe.epochs} epochs, SGD, lr 0.01, momentum 0.9)"
     )
-    result = run(recipe, folder, root=options.data_root, device=options.device, callbacks=[ArticleLog(every=1)])
+    result = run_recipe(recipe, folder, root=options.data_root, device=options.device, callbacks=[ArticleLog(every=1)])
     print(f"\nOn the test images:\n{result.evaluations['test']}\n")
 
     path = result.folder / "model.safetensors"
     model = cifarnets.load(path)
     test = recipe.dataset(False, options.data_root)
-    again = cifarnets.evaluate(model, BatchLoader(test, 1000, device=options.device), options.device)
+    again = cifarnets.evaluate(model, BatchLoader(test, 1000, device=options.device), device=options.device)
     if again != result.evaluations["test"]:
         raise CifarNetsError(f"the model read back from {path} does not agree with the one that was saved.")
     print(f"Saved, loaded back, and both agree: {path} ({path.stat().st_size:,} bytes)\n")

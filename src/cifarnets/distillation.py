@@ -1,4 +1,4 @@
-"""Learning from another model's answers."""
+"""Learning from another model's predictions."""
 
 import os
 
@@ -6,13 +6,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cifarnets._device import resolve_device
 from cifarnets.datasets import BatchLoader
 from cifarnets.datasets.images import ImageDataset
-from cifarnets._device import resolve_device
 from cifarnets.errors import InputError
-from cifarnets.evaluation import TTA, check_answers, class_names, collect_logits
+from cifarnets.inference import TTA, check_probabilities, collect_logits, match_data
 from cifarnets.models import load
 from cifarnets.models.metadata import get_meta
+
+__all__ = ["soft_labels"]
 
 
 def soft_labels(
@@ -21,31 +23,38 @@ def soft_labels(
     share: float = 0.5,
     temperature: float = 2.0,
     tta: TTA | None = "mirror",
+    *,
     device: str | torch.device = "auto",
 ) -> Tensor:
-    """Labels mixed with what a teacher answers (distillation), asked once for all epochs.
+    """Mix the labels of a dataset with a teacher's probabilities, computed once for all epochs (distillation).
 
-    Unlike in Hinton et al. 2015 (arXiv:1503.02531), the student's logits are not divided by the temperature: what it
-    learns is as unsure as the labels are.
+    Hinton et al. 2015 (arXiv:1503.02531) divide the student's logits by the temperature too. This function does not:
+    the student learns to be as unsure as these labels are.
 
     Examples:
-        >>> labels = soft_labels(images, "convnet")  # doctest: +SKIP
-        >>> loader = BatchLoader(images, shuffle=True, labels=labels)  # doctest: +SKIP
+        >>> from cifarnets.datasets import BatchLoader, SyntheticCIFAR10
+        >>> from cifarnets.distillation import soft_labels
+        >>> from cifarnets.models import create
+        >>> images = SyntheticCIFAR10(size=100)
+        >>> labels = soft_labels(images, create("convnet"))
+        >>> labels.shape
+        torch.Size([100, 10])
+        >>> loader = BatchLoader(images, shuffle=True, labels=labels)
 
     Args:
-        dataset: The images to learn from; the teacher is given them with its own normalisation.
-        teacher: A model of the same classes, or what `load` takes: a name, a path.
-        share: Of the teacher in the mixture, 0..1.
-        temperature: What the teacher's logits are divided by: above one, the lesser classes count more.
+        dataset: The images to learn from; the teacher sees them with its own normalisation.
+        teacher: A model of the same classes, or anything that `load` takes: a name, a path, an `hf://` address.
+        share: The teacher's share of each label, 0..1.
+        temperature: Divides the teacher's logits; above 1, the less likely classes count more.
         tta: Test-time augmentation of the teacher, as in `evaluate`.
         device: Where to compute.
 
     Returns:
-        float32 `[N, K]` on the CPU, rows of sum one, for `BatchLoader(labels=…)`.
+        float32 `[N, K]` on the CPU for `BatchLoader(labels=…)`; each row sums to one.
 
     Raises:
-        InputError: A number is out of range, the teacher's classes are others, or it answers NaN.
-        CifarNetsError: As `load` does.
+        InputError: A number is out of range, the teacher has other classes, or it gives NaN.
+        CifarNetsError: `load` cannot load the teacher.
     """
     numbers = all(isinstance(value, (int, float)) for value in (share, temperature))
     if not numbers or not 0 <= share <= 1 or not temperature > 0:
@@ -54,17 +63,17 @@ def soft_labels(
         raise InputError(f"a teacher is a model, a name or a path, not {teacher!r}.")
     model = teacher if isinstance(teacher, nn.Module) else load(teacher)
     meta, resolved = get_meta(model), resolve_device(device)
-    mean, std = dataset.constants or (dataset.mean, dataset.std)  # what it was trained on, if it does not say
+    mean, std = dataset.constants or (dataset.mean, dataset.std)  # where the teacher does not know its own
     if meta and meta.mean and meta.std:
         mean, std = meta.mean, meta.std
     seen = ImageDataset(dataset.images, dataset.labels, dataset.classes, mean=mean, std=std)
     loader = BatchLoader(seen, 1000, device=resolved, channels_last=True, seed=0)
-    class_names(model, loader)  # the same?
+    match_data(model, loader)
     logits, labels = collect_logits(model, loader, resolved, tta)
     if logits.shape[1] != len(dataset.classes):
         raise InputError(
             f"the teacher has {logits.shape[1]} outputs, and the images have {len(dataset.classes)} classes."
         )
-    answers = (logits / temperature).softmax(1)
-    check_answers(answers)
-    return F.one_hot(labels, logits.shape[1]).float().lerp(answers, share)
+    probabilities = (logits / temperature).softmax(1)
+    check_probabilities(probabilities)
+    return F.one_hot(labels, logits.shape[1]).float().lerp(probabilities, share)

@@ -1,6 +1,6 @@
 """What is in a picture, and what a model sees in it."""
 
-import os
+import threading
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
@@ -8,17 +8,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from cifarnets._device import resolve_device
 from cifarnets.datasets.images import normalize
 from cifarnets.datasets.pictures import SIZE, Picture, to_picture
-from cifarnets._device import resolve_device
 from cifarnets.errors import InputError, unknown_name
-from cifarnets.evaluation import TTA, answer, check_answers, eval_mode, in_channels, input_dtype, name_outputs
-from cifarnets.models.metadata import get_meta, unwrap
+from cifarnets.inference import TTA, check_probabilities, eval_mode, forward_logits, name_outputs
+from cifarnets.models.metadata import get_meta, in_channels, input_dtype, unwrap
 
 Prediction: TypeAlias = list[tuple[str, float]]
 """Class names with their probabilities, the likeliest first."""
 
-BATCH = 1000
+BATCH_SIZE = 1000
 """Pictures that go through a model at a time."""
 
 
@@ -64,11 +64,11 @@ def predict(
     inputs, single = _inputs(model, images, mean, std)
     if not len(inputs):
         return []
-    target = resolve_device(device)
+    target, dtype = resolve_device(device), input_dtype(model)
     with eval_mode(model, target):
-        parts = [answer(model, part.to(target, input_dtype(model)), tta).cpu() for part in torch.split(inputs, BATCH)]
+        parts = [forward_logits(model, part.to(target, dtype), tta).cpu() for part in torch.split(inputs, BATCH_SIZE)]
     probabilities = torch.cat(parts).softmax(1)
-    check_answers(probabilities)
+    check_probabilities(probabilities)
     meta, outputs = get_meta(model), probabilities.shape[1]
     if classes is not None and len(classes) > outputs:
         raise InputError(f"{len(classes)} classes ({', '.join(classes)}) do not fit a model of {outputs} outputs.")
@@ -76,11 +76,11 @@ def predict(
     if not 1 <= topk <= len(names):
         raise InputError(f"topk must be between 1 and {len(names)}, the number of classes, not {topk}.")
     top = probabilities.topk(topk)
-    answers = [
+    predictions = [
         [(names[index], probability) for index, probability in zip(row, values, strict=True)]
         for row, values in zip(top.indices.tolist(), top.values.tolist(), strict=True)
     ]
-    return answers[0] if single else answers
+    return predictions[0] if single else predictions
 
 
 def features(
@@ -125,16 +125,19 @@ def features(
     inputs, single = _inputs(model, images, mean, std)
     target, parts = resolve_device(device), []
     found: Any = None
+    caller = threading.get_ident()
 
     def note(_: nn.Module, arguments: tuple[Any, ...], output: Any = None) -> None:
         nonlocal found
+        if threading.get_ident() != caller:  # another thread runs pictures of its own through the model
+            return
         found = arguments[0] if layer is None else output
         found = found.clone() if isinstance(found, Tensor) else found  # the next layer may work in place
 
     handle = linear[-1].register_forward_pre_hook(note) if layer is None else layers[layer].register_forward_hook(note)
     try:
         with eval_mode(model, target):
-            for part in torch.split(inputs, BATCH):
+            for part in torch.split(inputs, BATCH_SIZE):
                 model(part.to(target, input_dtype(model)))
                 if not isinstance(found, Tensor):
                     kind = "nothing" if found is None else type(found).__name__
@@ -155,7 +158,7 @@ def _inputs(
     if mean is None or std is None:
         raise InputError(
             "the model does not say how its images were normalised: train it with a Trainer on a dataset of "
-            "cifarnets, tell it with cifarnets.models.annotate, or pass mean= and std=."
+            "cifarnets, annotate it with cifarnets.models.annotate, or pass mean= and std=."
         )
     channels = in_channels(model)
     if channels is not None and len(mean) != channels:

@@ -8,10 +8,10 @@ from importlib import resources
 import torch
 from torch import Tensor, nn
 
-from cifarnets.datasets import BatchLoader, CIFAR10Normalized, cifar10, cifar_subset, normalize
 from cifarnets._device import resolve_device
+from cifarnets.datasets import BatchLoader, CIFAR10Normalized, cifar10, cifar_subset, normalize
 from cifarnets.errors import CifarNetsError, DataNotFoundError, WeightsError, unknown_name
-from cifarnets.evaluation import collect_logits
+from cifarnets.inference import collect_logits
 from cifarnets.models.storage import load
 from cifarnets.weights import index
 from cifarnets.weights.files import read_weights
@@ -39,7 +39,7 @@ class Check:
 
 
 def verify(
-    names: str | Sequence[str] = (), root: str | os.PathLike[str] | None = None, device: str | torch.device = "cpu"
+    names: str | Sequence[str] = (), root: str | os.PathLike[str] | None = None, *, device: str | torch.device = "cpu"
 ) -> list[Check]:
     """Check released weights: every byte, the logits of a dozen pictures, and the test images where they are.
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import Tensor
 
+from cifarnets._figures import new_figure, save_figure
 from cifarnets.datasets.images import denormalize
 from cifarnets.errors import InputError
-from cifarnets._figures import new_figure, save_figure
 
 if TYPE_CHECKING:
     import PIL.Image

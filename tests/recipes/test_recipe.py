@@ -15,8 +15,8 @@ import cifarnets
 from cifarnets import Trainer, evaluate, load
 from cifarnets.datasets import BatchLoader, CIFAR10Normalized, SyntheticCIFAR10
 from cifarnets.errors import CifarNetsError, DataNotFoundError, InputError, OutputError, UnknownNameError
-from cifarnets.training import Callback, Recipe, Run, list_recipes, load_recipe, reproduce, run
-from cifarnets.recipes.recipe import TRAINER_FIELDS
+from cifarnets.recipes import Recipe, Run, list_recipes, load_recipe, reproduce, run_recipe
+from cifarnets.training import Callback
 
 SMALL = Recipe("convnet", {"widths": (4, 4), "hidden": 8}, epochs=2, batch_size=50, lr=0.05, synthetic=True)
 RICH = replace(
@@ -70,7 +70,7 @@ class Spy(Callback):
 
 
 def go(recipe: Recipe | None, folder: Path, *callbacks: Callback, **options: Any) -> Run:
-    return run(recipe, folder, callbacks=callbacks, device="cpu", progress=False, **options)
+    return run_recipe(recipe, folder, callbacks=callbacks, device="cpu", progress=False, **options)
 
 
 def read(folder: Path, name: str = "run.json") -> Any:
@@ -228,7 +228,7 @@ class TestRecipe:
     def test_a_last_batch_that_is_not_full(self, drop_last: bool, steps: int, tmp_path: Path) -> None:
         spy = Spy()
         go(replace(SMALL, epochs=1, batch_size=150, drop_last=drop_last), tmp_path / "run", spy)
-        assert spy.trainer.step == steps
+        assert spy.trainer.global_step == steps
 
     def test_a_model_that_is_set_from_images_is(self, tmp_path: Path) -> None:
         recipe = replace(SMALL, model="airbench94", config={"widths": (24, 24, 24)}, epochs=1, val=50)
@@ -319,7 +319,7 @@ class TestResume:
     def test_what_a_second_ctrl_c_tears_is_not_kept(self, tmp_path: Path) -> None:
         class Impatient(Callback):
             def on_batch_end(self, trainer: Trainer) -> None:
-                if trainer.epoch == 1 and trainer.batch == 3:
+                if trainer.epoch == 1 and trainer.batches_done == 3:
                     trainer.interrupted = True
                     raise KeyboardInterrupt
 
@@ -340,7 +340,7 @@ class TestResume:
     def test_checkpoints_within_an_epoch_outlive_a_crash(self, tmp_path: Path) -> None:
         class Crash(Callback):
             def on_batch_end(self, trainer: Trainer) -> None:
-                if trainer.batch == 6:
+                if trainer.batches_done == 6:
                     raise MemoryError("out of memory")
 
         whole = go(SMALL, tmp_path / "whole")
@@ -418,7 +418,7 @@ def test_every_recipe_of_the_library_can_be_built(tmp_path: Path) -> None:
         assert recipe.model == name.partition(".")[0], "a recipe is named model.tag"
         classes = len(recipe.classes) or 10
         model = cifarnets.models.create(recipe.model, **{"num_classes": classes, **recipe.config})
-        trainer = Trainer(model, device="cpu", **{key: getattr(recipe, key) for key in TRAINER_FIELDS})
+        trainer = Trainer(model, device="cpu", **recipe.trainer_options())
         labels = torch.arange(4) % classes
         trainer.fit([(torch.randn(4, 3, 32, 32), labels)] * 2, epochs=1)
 
@@ -480,11 +480,11 @@ def test_values_that_no_recipe_can_have(change: dict[str, Any], message: str) ->
 
 def test_a_model_that_is_not_there_leaves_nothing_behind(tmp_path: Path) -> None:
     with pytest.raises(UnknownNameError, match="Did you mean 'convnet'"):
-        run(Recipe("convne"), tmp_path / "new", root=tmp_path)
+        run_recipe(Recipe("convne"), tmp_path / "new", root=tmp_path)
     with pytest.raises(InputError, match="SGD refuses"):
-        run(replace(SMALL, optimizer_options={"speed": 9}), tmp_path / "new")
+        run_recipe(replace(SMALL, optimizer_options={"speed": 9}), tmp_path / "new")
     with pytest.raises(UnknownNameError, match="Did you mean 'cosine'"):
-        run(replace(SMALL, schedule="cosin"), tmp_path / "new")
+        run_recipe(replace(SMALL, schedule="cosin"), tmp_path / "new")
     with pytest.raises(UnknownNameError, match="Did you mean 'convnet'"):
-        run(replace(SMALL, distill={"teacher": "convnt"}), tmp_path / "new")
+        run_recipe(replace(SMALL, distill={"teacher": "convnt"}), tmp_path / "new")
     assert not (tmp_path / "new").exists()

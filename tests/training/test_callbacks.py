@@ -35,7 +35,8 @@ from cifarnets.training import (
     TensorBoardLog,
     callbacks,
 )
-from cifarnets.weights.state import FILE, read_state
+from cifarnets.training.checkpoint import CHECKPOINT_FILE
+from cifarnets.weights.state import read_state
 
 Net = Callable[..., nn.Module]
 HOOKS = {name for name in vars(Callback) if name.startswith("on_")}
@@ -270,7 +271,9 @@ def test_tensorboard_finds_every_figure(net: Net, loader: BatchLoader, val_loade
     def scalars() -> dict[str, list[tuple[int, float]]]:
         events = EventAccumulator(str(tmp_path))
         events.Reload()
-        return {key: [(event.step, event.value) for event in events.Scalars(key)] for key in events.Tags()["scalars"]}
+        return {
+            key: [(event.global_step, event.value) for event in events.Scalars(key)] for key in events.Tags()["scalars"]
+        }
 
     reads = Reads(scalars)
     history = fit(net, loader, TensorBoardLog(tmp_path), reads, val_loader=val_loader).history
@@ -295,7 +298,7 @@ def test_tensorboard_hides_what_a_killed_run_wrote_too_much(net: Net, loader: Ba
     resumed.fit(loader, epochs=2, resume=tmp_path / "state")
     events = EventAccumulator(str(tmp_path / "board"))
     events.Reload()
-    assert [event.step for event in events.Scalars("loss")] == [1, 2]
+    assert [event.global_step for event in events.Scalars("loss")] == [1, 2]
 
 
 def test_without_tensorboard_it_says_what_to_install(
@@ -429,7 +432,7 @@ def test_best_and_last_are_kept(
 ) -> None:
     row = Row(**{best: figures})
     trainer = fit(net, loader, row, Checkpoint(tmp_path, best), val_loader=val_loader, epochs=3)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["best.safetensors", FILE, "last.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best.safetensors", CHECKPOINT_FILE, "last.safetensors"]
     assert_same(cifarnets.load(tmp_path / "best.safetensors").state_dict(), row.weights[expected - 1])
     assert_same(cifarnets.load(tmp_path / "last.safetensors").state_dict(), trainer.model.state_dict())
 
@@ -446,7 +449,7 @@ def test_the_best_figure_survives_a_resume(
 
 def test_a_model_that_load_could_not_build_keeps_its_state_alone(loader: BatchLoader, tmp_path: Path) -> None:
     fit(with_norm, loader, Checkpoint(tmp_path))
-    assert [path.name for path in tmp_path.iterdir()] == [FILE]
+    assert [path.name for path in tmp_path.iterdir()] == [CHECKPOINT_FILE]
     resumed = Trainer(with_norm(), device="cpu")
     assert len(resumed.fit(loader, epochs=2, resume=tmp_path)) == 2
     with pytest.raises(InputError, match=r"can keep no best model, so say best=None, or: Sequential is not registered"):
@@ -464,7 +467,7 @@ def test_nor_do_a_subclass_and_a_model_that_was_changed(net: Net, loader: BatchL
 
     for name, make in (("subclass", lambda: Mine(num_classes=3)), ("changed", changed)):
         fit(make, loader, Checkpoint(tmp_path / name))
-        assert [path.name for path in (tmp_path / name).iterdir()] == [FILE]
+        assert [path.name for path in (tmp_path / name).iterdir()] == [CHECKPOINT_FILE]
         with pytest.raises(InputError, match="can keep no best model"):
             fit(make, loader, Checkpoint(tmp_path / name, "loss"))
 
@@ -474,7 +477,7 @@ def test_the_state_is_saved_every_so_many_batches(net: Net, loader: BatchLoader,
 
     class Look(Callback):
         def on_batch_start(self, trainer: Trainer) -> None:
-            seen.append((tmp_path / FILE).exists())
+            seen.append((tmp_path / CHECKPOINT_FILE).exists())
 
     fit(net, loader, Look(), Checkpoint(tmp_path, every_batches=2), epochs=1)
     assert seen == [False, False, True]
@@ -485,17 +488,17 @@ def test_an_interrupted_fit_is_saved_at_the_batch_it_came_to(
 ) -> None:
     class Interrupts(Callback):
         def on_batch_start(self, trainer: Trainer) -> None:
-            if trainer.batch == 1:
+            if trainer.batches_done == 1:
                 signal.raise_signal(signal.SIGINT)
 
     trainer = fit(net, loader, Interrupts(), Checkpoint(tmp_path), epochs=1)
     assert trainer.interrupted
     assert "stopping after this batch" in capsys.readouterr().err
-    assert read_state(tmp_path / FILE)["progress"]["batch"] == 2
+    assert read_state(tmp_path / CHECKPOINT_FILE)["progress"]["batch"] == 2
 
 
 def test_a_fit_clears_away_what_killed_writes_left(net: Net, loader: BatchLoader, tmp_path: Path) -> None:
-    leftover = tmp_path / f".{FILE}.abc123.tmp"
+    leftover = tmp_path / f".{CHECKPOINT_FILE}.abc123.tmp"
     leftover.write_bytes(b"half a checkpo")
     other = tmp_path / "notes.tmp"
     other.write_text("mine")

@@ -16,7 +16,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 from cifarnets.datasets import BatchLoader, ImageDataset
 from cifarnets.errors import InputError
-from cifarnets.training.distributed import World, join, leave, share
+from cifarnets.training.distributed import World, join, leave
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="torchrun needs libuv on Windows")
 
@@ -49,7 +49,7 @@ if kind == "DataLoader":
 class Die(Callback):
     every_process = True
     def on_batch_end(self, trainer):
-        if die and trainer.epoch == 1 and trainer.batch == 3 and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+        if die and trainer.epoch == 1 and trainer.batches_done == 3 and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
             if trainer.world.rank == 1:
                 os.kill(os.getpid(), 9)
 
@@ -190,7 +190,7 @@ class TestShare:
             for rank in range(3):
                 if isinstance(loader, BatchLoader) and state:
                     loader.load_state_dict(state)
-                parts.append(list(share(loader, World(rank, 3))))
+                parts.append(list(EpochFeed(loader, World(rank, 3)).shards()))
             for pieces in zip(*parts, strict=True):
                 sizes = [len(labels) for _, labels, _ in pieces]
                 assert sum(sizes) == pieces[0][2]
@@ -203,6 +203,6 @@ class TestShare:
     def test_a_distributed_sampler_has_shared_already(self, synthetic3: ImageDataset) -> None:
         sampler: Any = DistributedSampler(synthetic3, num_replicas=2, rank=1, shuffle=False)
         loader = DataLoader(synthetic3, 50, sampler=sampler)
-        for images, labels, whole in share(loader, World(1, 2)):
+        for images, labels, whole in EpochFeed(loader, World(1, 2)).shards():
             assert len(images) == len(labels) == 50
             assert whole == 100

@@ -116,7 +116,7 @@ def test_on_cuda_an_overflow_at_the_first_step_leaves_no_trace(net: Net, train: 
     trainer._scaler.scale(torch.zeros((), device="cuda"))  # makes its number
     trainer._scaler.update(2.0**40)
     trainer.fit(BatchLoader(train, 4, True, device="cuda", seed=0), epochs=4)
-    assert 0 < trainer.step < 40, "some steps overflowed, and some did not"
+    assert 0 < trainer.global_step < 40, "some steps overflowed, and some did not"
     assert all(parameter.isfinite().all() for parameter in trainer.model.parameters())
 
 
@@ -133,7 +133,7 @@ def test_on_cuda(net: Net, train: ImageDataset, tmp_path: Path, precision: str) 
     model.register_forward_hook(lambda _model, _images, logits: seen.add(logits.dtype))
     history = trainer.fit(loader(), epochs=4)
     assert seen == {trainer.dtype}
-    assert trainer.step > 0
+    assert trainer.global_step > 0
     # fp16 leaves out the first steps, until the scale of the gradients fits.
     assert history.column("loss") == pytest.approx(reference.column("loss"), rel=0.1)
     assert {value.dtype for value in model.state_dict().values()} == {torch.float32}

@@ -29,7 +29,8 @@ from cifarnets import Trainer, evaluate
 from cifarnets.datasets import BatchLoader, CIFAR10Normalized, ImageDataset, cifar_subset
 from cifarnets.errors import CallbackError, DivergedError, InputError, TrainingError
 from cifarnets.training import EMA, Callback, Checkpoint, EarlyStopping, distributed
-from cifarnets.weights.state import FILE, read_state
+from cifarnets.training.checkpoint import CHECKPOINT_FILE
+from cifarnets.weights.state import read_state
 
 Net = Callable[..., nn.Module]
 HOOKS = ("on_fit_start", "on_epoch_start", "on_batch_start", "on_batch_end", "on_epoch_end", "on_fit_end")
@@ -175,7 +176,7 @@ def test_every_option_at_once_is_the_plain_loop_with_it(train: ImageDataset, net
     )
     trainer.fit(loader(), epochs=epochs)
     assert max(norms) > 0.4 > min(norms), "the limit must matter in some steps and not in others"
-    assert trainer.step == 12
+    assert trainer.global_step == 12
     assert_same_weights(model, plain, 1e-6)
 
 
@@ -489,7 +490,7 @@ def test_a_signal_lets_the_batch_finish(
     trainer = Trainer(net(), callbacks=[Each(kill)], device="cpu")
     history = trainer.fit(loader, epochs=5)
     assert len(history) == 1
-    assert trainer.step == 4
+    assert trainer.global_step == 4
     assert trainer.interrupted
     assert not trainer.failed
     assert "stopping after this batch" in capsys.readouterr().err
@@ -513,7 +514,7 @@ def test_a_second_ctrl_c_stops_at_once(net: Net, loader: BatchLoader, tmp_path: 
     assert trainer.fit(loader, epochs=5) == []
     assert done == ["on_fit_start", "on_epoch_start", "on_batch_start", "on_fit_end"]
     assert trainer.interrupted
-    assert not (tmp_path / FILE).exists(), "a step that was torn must not be kept"
+    assert not (tmp_path / CHECKPOINT_FILE).exists(), "a step that was torn must not be kept"
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
@@ -551,7 +552,7 @@ class Archive(Checkpoint):
         super()._write_state(trainer)
         self.kept.append(self.folder / f"{len(self.kept):03}")
         self.kept[-1].mkdir()
-        shutil.copy(self.folder / FILE, self.kept[-1] / FILE)
+        shutil.copy(self.folder / CHECKPOINT_FILE, self.kept[-1] / CHECKPOINT_FILE)
 
 
 class Noisy:
@@ -673,7 +674,7 @@ def test_interrupted_at_any_moment_it_goes_on_from_the_very_batch(
         draw()
         resumed, loader = set_up(name, net, train, tmp_path / f"resumed{moment}", Each(lambda *_: None))
         resumed.fit(loader, val_loader, epochs=2, resume=folder)
-        assert resumed.step == whole.step
+        assert resumed.global_step == whole.global_step
         if killed.epoch < whole.epoch:
             assert_same_end(resumed, whole, numbers)
         else:
@@ -684,7 +685,7 @@ def test_stop_in_mid_epoch_leaves_no_row_and_a_new_fit_starts_a_new_epoch(
     net: Net, train: ImageDataset, tmp_path: Path
 ) -> None:
     loader = BatchLoader(train, 16, shuffle=True, device="cpu", seed=0)
-    stop = Each(lambda hook, trainer: trainer.stop() if hook == "on_batch_end" and trainer.batch == 2 else None)
+    stop = Each(lambda hook, trainer: trainer.stop() if hook == "on_batch_end" and trainer.batches_done == 2 else None)
     trainer = Trainer(net(), accumulate=3, callbacks=[stop], device="cpu")
     before = net()
     assert trainer.fit(loader, epochs=1) == []
@@ -746,12 +747,12 @@ def test_a_checkpoint_of_another_fit_is_refused(
 
 
 def test_what_an_epoch_has_seen_is_resumed_on_the_device(net: Net, loader: BatchLoader, tmp_path: Path) -> None:
-    stop = Each(lambda hook, trainer: trainer.stop() if hook == "on_batch_end" and trainer.batch == 2 else None)
+    stop = Each(lambda hook, trainer: trainer.stop() if hook == "on_batch_end" and trainer.batches_done == 2 else None)
     Trainer(net(), callbacks=[Checkpoint(tmp_path, every_batches=1), stop], device="cpu").fit(loader, epochs=1)
     trainer = Trainer(net(), device="cpu")
-    trainer.loader, trainer.epochs = loader, 1
+    trainer.loader, trainer.end_epoch = loader, 1
     trainer.device = torch.device("meta")  # one that is not the CPU, where the file is read
-    trainer.load_state_dict(read_state(tmp_path / FILE))
+    trainer.load_state_dict(read_state(tmp_path / CHECKPOINT_FILE))
     assert [tensor.device.type for tensor in (*trainer.metrics.losses, trainer.metrics.correct)] == ["meta"] * 3
 
 
@@ -823,7 +824,7 @@ def test_where_losses_are_not_read_at_once_nan_is_found_within_fifty_batches(
     # The weights are NaN from the bad batch on, so every later loss is: the first counts.
     with pytest.raises(DivergedError, match=f"^the loss is nan at epoch 1, batch {bad}: "):
         trainer.fit(batches, epochs=2)
-    assert trainer.batch == (50 if found_in == "at batch 50" else 60)
+    assert trainer.batches_done == (50 if found_in == "at batch 50" else 60)
 
 
 def test_an_exhausted_generator_is_explained(net: Net, loader: BatchLoader) -> None:
@@ -917,7 +918,7 @@ if __name__ == "__main__":
     model = cifarnets.models.create("convnet", num_classes=3)
     trainer = cifarnets.Trainer(model, device="cpu", callbacks=[Checkpoint(sys.argv[1], every_batches=1)])
     trainer.fit(loader, epochs=2)
-    print("ended", trainer.interrupted, trainer.failed, trainer.batch, flush=True)
+    print("ended", trainer.interrupted, trainer.failed, trainer.batches_done, flush=True)
 """
 
 
@@ -933,14 +934,14 @@ def test_a_signal_to_the_workers_too_saves_first(tmp_path: Path, number: signal.
         text=True,
         start_new_session=True,
     )
-    while process.poll() is None and not (folder / FILE).exists():
+    while process.poll() is None and not (folder / CHECKPOINT_FILE).exists():
         time.sleep(0.01)
     os.killpg(process.pid, number)
     output, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors
     assert re.fullmatch(r"ended True False [1-9]\d*\n", output)
     assert errors.count("stopping after this batch") == 1
-    assert read_state(folder / FILE)["progress"]["batch"] == int(output.split()[-1])
+    assert read_state(folder / CHECKPOINT_FILE)["progress"]["batch"] == int(output.split()[-1])
 
 
 def test_the_end_is_told_to_all_and_the_first_error_is_the_one_that_is_raised(
@@ -958,7 +959,7 @@ def test_the_end_is_told_to_all_and_the_first_error_is_the_one_that_is_raised(
     trainer = Trainer(net(), callbacks=[Each(fall), Each(stop), Checkpoint(tmp_path)], device="cpu")
     with pytest.raises(CallbackError, match=r"^Each\.on_fit_end failed: no room$"):
         trainer.fit(loader, epochs=1)
-    assert (tmp_path / FILE).is_file(), "the checkpoint was written all the same"
+    assert (tmp_path / CHECKPOINT_FILE).is_file(), "the checkpoint was written all the same"
     with pytest.raises(InputError, match="EarlyStopping follows val_loss"):
         Trainer(net(), callbacks=[EarlyStopping(), Each(fall)], device="cpu").fit(loader, epochs=1)
 
@@ -969,7 +970,7 @@ def test_a_good_checkpoint_is_not_lost_to_nan(net: Net, tmp_path: Path, monkeypa
     trainer = Trainer(net(), callbacks=[Checkpoint(tmp_path, every_batches=10)], device="cpu")
     with pytest.raises(DivergedError, match="the loss is nan at epoch 1, batch 13"):
         trainer.fit(batches, epochs=1)
-    state = read_state(tmp_path / FILE)
+    state = read_state(tmp_path / CHECKPOINT_FILE)
     assert state["progress"]["batch"] == 10
     assert all(value.isfinite().all() for value in state["model"].values())
 
@@ -1010,7 +1011,7 @@ def test_a_step_that_is_left_out_moves_no_schedule(net: Net) -> None:
 
     trainer._scaler = Overflowing()  # type: ignore[assignment]
     trainer.fit(batches_of((None, None), (None, None)), epochs=1)
-    assert trainer.step == 0
+    assert trainer.global_step == 0
     assert trainer.schedule is not None
     assert trainer.schedule.last_epoch == 0
 
@@ -1098,7 +1099,7 @@ def test_on_cuda_a_short_fit_is_that_of_the_cpu(net: Net, train: ImageDataset, c
 def test_on_cuda_a_resumed_fit_ends_as_if_never_stopped(net: Net, train: ImageDataset, tmp_path: Path) -> None:
     class StopAt(Callback):
         def on_batch_end(self, trainer: Trainer) -> None:
-            if trainer.epoch == 1 and trainer.batch == 2:  # of three
+            if trainer.epoch == 1 and trainer.batches_done == 2:  # of three
                 trainer.stop()
 
     def fit(*callbacks: Callback, resume: Path | None = None) -> Trainer:

@@ -12,8 +12,9 @@ from torch import Tensor
 
 import cifarnets
 from cifarnets.errors import OutputError, WeightsError
+from cifarnets.training.checkpoint import CHECKPOINT_FILE
 from cifarnets.weights.files import write_weights
-from cifarnets.weights.state import FILE, read_state, write_state
+from cifarnets.weights.state import read_state, write_state
 
 DTYPES = (
     *(torch.float32, torch.float64, torch.float16, torch.bfloat16),
@@ -62,7 +63,7 @@ def same(one: Any, other: Any) -> bool:
 @given(states)
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_nesting_comes_back_as_it_was(tmp_path: Path, state: Any) -> None:
-    path = write_state(tmp_path / FILE, state)
+    path = write_state(tmp_path / CHECKPOINT_FILE, state)
     assert same(read_state(path), state)
 
 
@@ -76,7 +77,7 @@ def test_what_is_shared_or_laid_out_otherwise_comes_back(tmp_path: Path) -> None
         "channels_last": weight.to(memory_format=torch.channels_last),
         "learning": torch.nn.Parameter(weight),
     }
-    found = read_state(write_state(tmp_path / FILE, state))
+    found = read_state(write_state(tmp_path / CHECKPOINT_FILE, state))
     assert found.keys() == state.keys()
     assert all(torch.equal(found[name], state[name]) for name in state)
     assert found["channels_last"].is_contiguous(memory_format=torch.channels_last)
@@ -89,13 +90,13 @@ def test_the_state_of_an_optimizer_can_be_loaded_again(tmp_path: Path) -> None:
     weight.grad = torch.tensor([1.0, 2.0, 3.0])
     optimizer.step()
     again = torch.optim.Adam([torch.nn.Parameter(torch.ones(3))], lr=9.0)
-    again.load_state_dict(read_state(write_state(tmp_path / FILE, optimizer.state_dict())))
+    again.load_state_dict(read_state(write_state(tmp_path / CHECKPOINT_FILE, optimizer.state_dict())))
     assert str(again.state_dict()) == str(optimizer.state_dict())
 
 
 @pytest.mark.parametrize("value", [object(), {1, 2}, b"bytes", 1j, torch.float32, torch.device("cpu"), print])
 def test_what_is_no_plain_value_is_refused(tmp_path: Path, value: Any) -> None:
-    path = write_state(tmp_path / FILE, {"whole": True})
+    path = write_state(tmp_path / CHECKPOINT_FILE, {"whole": True})
     with pytest.raises(WeightsError, match=r"must be plain values \(JSON\)"):
         write_state(path, {"deep": [(value,)]})
     assert read_state(path) == {"whole": True}, "the old file survives"
@@ -104,12 +105,12 @@ def test_what_is_no_plain_value_is_refused(tmp_path: Path, value: Any) -> None:
 def test_where_it_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="cannot write"):
-        write_state(tmp_path / "file" / FILE, {})
+        write_state(tmp_path / "file" / CHECKPOINT_FILE, {})
 
 
 @pytest.mark.parametrize("left", [0, 7, 100, -1])
 def test_a_file_that_was_cut_short_is_refused(tmp_path: Path, left: int) -> None:
-    path = write_state(tmp_path / FILE, {"weights": torch.randn(100), "step": 3})
+    path = write_state(tmp_path / CHECKPOINT_FILE, {"weights": torch.randn(100), "step": 3})
     path.write_bytes(path.read_bytes()[:left])
     with pytest.raises(WeightsError, match="is not a whole safetensors file"):
         read_state(path)
@@ -117,13 +118,13 @@ def test_a_file_that_was_cut_short_is_refused(tmp_path: Path, left: int) -> None
 
 def test_no_file(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"cannot read the weights .*No such file"):
-        read_state(tmp_path / FILE)
+        read_state(tmp_path / CHECKPOINT_FILE)
 
 
 def test_a_pickle_is_not_opened(tmp_path: Path) -> None:
-    torch.save({"step": 3}, tmp_path / FILE)
+    torch.save({"step": 3}, tmp_path / CHECKPOINT_FILE)
     with pytest.raises(WeightsError, match=r"is a pickle .*it was not opened"):
-        read_state(tmp_path / FILE)
+        read_state(tmp_path / CHECKPOINT_FILE)
 
 
 def test_a_model_is_no_state_and_a_state_no_model(tmp_path: Path) -> None:
@@ -131,7 +132,7 @@ def test_a_model_is_no_state_and_a_state_no_model(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"holds a model, not the state of a fit; cifarnets.load reads it"):
         read_state(model)
     with pytest.raises(WeightsError):
-        cifarnets.load(write_state(tmp_path / FILE, {}))
+        cifarnets.load(write_state(tmp_path / CHECKPOINT_FILE, {}))
 
 
 @pytest.mark.parametrize(
@@ -150,6 +151,6 @@ def test_a_model_is_no_state_and_a_state_no_model(tmp_path: Path) -> None:
     ],
 )
 def test_a_state_that_refers_to_nothing_is_damaged(tmp_path: Path, content: Any) -> None:
-    path = write_weights(tmp_path / FILE, {"0": torch.zeros(2)}, {"state": content}, "0.1.0")
+    path = write_weights(tmp_path / CHECKPOINT_FILE, {"0": torch.zeros(2)}, {"state": content}, "0.1.0")
     with pytest.raises(WeightsError, match=r"the state in .* is damaged"):
         read_state(path)

@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cifarnets._batch import Batch
+from cifarnets._device import resolve_device
 from cifarnets.datasets.augment import Augment, Augmenter
 from cifarnets.datasets.images import ImageDataset, as_image_dataset
-from cifarnets._device import resolve_device
 from cifarnets.errors import InputError
 from cifarnets.seeding import generator
 
@@ -145,7 +146,7 @@ class BatchLoader:
             return zip(batches, given, sizes[block], strict=True)
 
         # Nothing here holds a block while the next one is made.
-        yield from chain.from_iterable(map(take, range(0, len(self), together)))
+        yield from map(Batch._make, chain.from_iterable(map(take, range(0, len(self), together))))
 
     def state_dict(self) -> dict[str, int]:
         """What the order of the next pass depends on."""

@@ -17,8 +17,9 @@ from cifarnets.models.registry import register
 class Airbench(Classifier):
     """Whitening 2×2 convolution, three blocks of convolutions with BatchNorm and GELU, scaled logits.
 
-    The first convolution is set from training images (`init_from_images`) and stays as it is; its bias is trained. The
-    convolutions start as the identity on their first channels (a Dirac), the scales of BatchNorm stay at one.
+    The first convolution is set from training images (`init_from_images`) and stays as it is; its bias is trained.
+    The other convolutions start as the identity on their first channels (a Dirac), the scales of BatchNorm stay at
+    one.
 
     Args:
         num_classes: Outputs.

@@ -4,7 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import nn
+from torch.utils.data import Subset
 
 from cifarnets.errors import InputError
 
@@ -90,11 +92,36 @@ def annotate(
 
 
 def annotate_from(model: nn.Module, dataset: Any) -> None:
-    """Tell a model of this library the classes and the preprocessing of what it learns from, as far as that says.
+    """Note the classes and the preprocessing of the images that a model is about to learn from.
 
-    What is known of an earlier training is forgotten: it is not true of what comes out of this one.
+    What an earlier training left is forgotten, even where the dataset says nothing: it would not be true any more.
     """
-    if get_meta(model) is not None:
-        mean, std = getattr(dataset, "constants", None) or (None, None)
-        classes = getattr(dataset, "classes", None)
-        annotate(model, classes=classes, mean=mean, std=std, training={}, results={})
+    meta = get_meta(model)
+    if meta is None:
+        return
+    unwrap(model).meta = replace(meta, classes=None, mean=None, std=None, training={}, results={})  # type: ignore[assignment]
+    mean, std = constants_of(dataset) or (None, None)
+    classes = getattr(dataset, "classes", None)
+    try:
+        annotate(model, classes=classes if isinstance(classes, (list, tuple)) else None, mean=mean, std=std)
+    except InputError:
+        unwrap(model).meta = meta  # type: ignore[assignment]
+        raise
+
+
+def constants_of(dataset: Any) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """The `(mean, std)` that a dataset, or torch's `Subset` of one, normalises with; None where it is unknown."""
+    while isinstance(dataset, Subset):
+        dataset = dataset.dataset
+    return getattr(dataset, "constants", None)
+
+
+def in_channels(model: nn.Module) -> int | None:
+    """The channels of a model's images; None for a model of another library."""
+    meta = get_meta(model)
+    return meta.config.get("in_channels") if meta else None
+
+
+def input_dtype(model: nn.Module) -> torch.dtype:
+    """The dtype that a model computes in: that of its first floating-point parameter."""
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)

@@ -1,22 +1,12 @@
-"""Training: the loop, what happens beside it, and runs as data."""
+"""The training engine: the loop, its callbacks, optimizers and schedules. It knows no dataset."""
 
-from cifarnets.training.callbacks import (
-    EMA,
-    ArticleLog,
-    Callback,
-    Checkpoint,
-    CSVLog,
-    EarlyStopping,
-    JSONLinesLog,
-    ProgressBar,
-    TensorBoardLog,
-)
-from cifarnets.distillation import soft_labels
+from cifarnets.training.callbacks import EMA, Callback, EarlyStopping
+from cifarnets.training.checkpoint import Checkpoint
 from cifarnets.training.history import History
+from cifarnets.training.logs import ArticleLog, CSVLog, JSONLinesLog, ProgressBar, TensorBoardLog
 from cifarnets.training.lr_finder import LRSearch, find_lr
 from cifarnets.training.muon import ConvMuon
 from cifarnets.training.optimizers import make_optimizer
-from cifarnets.recipes.recipe import Recipe, Run, list_recipes, load_recipe, reproduce, run
 from cifarnets.training.schedules import make_schedule
 from cifarnets.training.trainer import Trainer
 
@@ -32,16 +22,9 @@ __all__ = [
     "JSONLinesLog",
     "LRSearch",
     "ProgressBar",
-    "Recipe",
-    "Run",
     "TensorBoardLog",
     "Trainer",
     "find_lr",
-    "list_recipes",
-    "load_recipe",
     "make_optimizer",
     "make_schedule",
-    "reproduce",
-    "run",
-    "soft_labels",
 ]

@@ -1,7 +1,8 @@
 """Several processes on one machine or more: `torch.distributed`, as `torchrun` starts it.
 
-Every process builds the same model and the same loaders. Each batch is shared out among them, gradients are averaged
-so that a step is that of one process with the whole batch, and the figures of the history are those of all.
+Every process builds the same model and the same loaders. Each takes its shard of every batch. The gradients are
+averaged, so that a step is the same as one process would take with the whole batch. The history counts the images of
+all.
 """
 
 import atexit
@@ -9,7 +10,7 @@ import contextlib
 import importlib
 import os
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -17,10 +18,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.utils.data.distributed import DistributedSampler
 
 from cifarnets.errors import CifarNetsError, InputError, TrainingError
-from cifarnets.evaluation import Batches, Evaluation, as_pair, collect_logits, measure
 
 TIMEOUT = timedelta(minutes=10)
 _wrapped: "weakref.WeakSet[nn.Module]" = weakref.WeakSet()
@@ -78,7 +77,7 @@ class World:
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
-        """Work of several processes: what is likely behind an error of torch's is said, and all `leave` at exit.
+        """Explain errors that a lost process causes, and leave the group cleanly when the program ends.
 
         Raises:
             TrainingError: torch raised, and there are several.
@@ -86,7 +85,7 @@ class World:
         if self.size == 1:
             yield
             return
-        atexit.unregister(leave)  # it waits for what is under way, which after an error may be for good
+        atexit.unregister(leave)  # it waits for what is under way, and after an error that may never end
         try:
             yield
         except RuntimeError as error:
@@ -99,7 +98,7 @@ class World:
 
 
 def join(device: torch.device) -> World:
-    """The world that this process is part of: joined on the first call if `torchrun` started it, else just itself.
+    """Return the processes that this one is part of; the first call joins the group that `torchrun` started.
 
     Raises:
         InputError: There are several processes, and torch cannot let them talk on this device.
@@ -110,7 +109,7 @@ def join(device: torch.device) -> World:
         if int(os.environ.get("WORLD_SIZE", 1)) == 1 or "RANK" not in os.environ:
             return World()
         if device.type == "mps":
-            raise InputError("several processes cannot share out work on mps; choose the CPU (`--device cpu`).")
+            raise InputError("several processes cannot train together on mps; choose the CPU (`--device cpu`).")
         from torch.distributed.rendezvous import rendezvous  # which a torch without distributed lacks
 
         if device.type == "cuda":
@@ -131,9 +130,9 @@ def join(device: torch.device) -> World:
 
 
 def leave() -> None:
-    """Take leave of the other processes, where there are any; no Trainer of theirs can go on then.
+    """Leave the group of processes, if there is one; no Trainer of this process can train in it afterwards.
 
-    The threads in which torch talks to them end too. One that were still at work while the interpreter ends would abort
+    torch talks to the others in threads, which end too: a thread still at work while the interpreter ends would abort
     the process.
     """
     while _wrapped:
@@ -141,32 +140,3 @@ def leave() -> None:
         del wrapped.reducer, wrapped.logger, wrapped.process_group  # what keeps the threads
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
-
-
-def share(loader: Iterable[Any], world: World) -> Iterator[tuple[Tensor, Tensor, int]]:
-    """This process's part of every batch, and how many images the whole batch has.
-
-    A BatchLoader takes its part before it converts anything; a DataLoader with a `DistributedSampler` has shared out
-    the images already; of everything else each process drops what is the others'.
-    """
-    if hasattr(loader, "shard"):
-        yield from loader.shard(world.rank, world.size)
-    elif isinstance(getattr(loader, "sampler", None), DistributedSampler):
-        for index, batch in enumerate(loader):
-            images, labels = as_pair(batch, f"batch {index + 1}")
-            yield images, labels, len(labels) * world.size
-    else:
-        for index, batch in enumerate(loader):
-            images, labels = as_pair(batch, f"batch {index + 1}")
-            mine = slice(world.rank, None, world.size)
-            yield (images, labels, len(labels)) if world.size == 1 else (images[mine], labels[mine], len(labels))
-
-
-def evaluate(
-    model: nn.Module, loader: Batches, device: torch.device, world: World, classes: tuple[str, ...] | None
-) -> Evaluation:
-    """As `cifarnets.evaluate`, with the images shared out among the processes."""
-    mine = ((images, labels) for images, labels, _ in share(loader, world))
-    parts = world.gather(collect_logits(model, mine, device))
-    logits, labels = (torch.cat(column) for column in zip(*parts, strict=True))
-    return measure(logits, labels, classes)

@@ -7,9 +7,9 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cifarnets._figures import new_figure, save_figure
 from cifarnets._files import write_atomic
 from cifarnets.errors import InputError
-from cifarnets._figures import new_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -1,21 +1,16 @@
 """Which learning rate to try first (Smith 2017, "Cyclical Learning Rates for Training Neural Networks", § 3.3)."""
 
-import copy
 import itertools
 import math
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
-from cifarnets.errors import DivergedError, InputError
-from cifarnets.evaluation import Batches
 from cifarnets._figures import new_figure, save_figure
-from cifarnets.training import distributed
-from cifarnets.training.resume import go_back, position
+from cifarnets.errors import DivergedError, InputError
+from cifarnets.inference import Batches
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -71,24 +66,16 @@ def find_lr(trainer: "Trainer", loader: Batches, low: float = 1e-5, high: float 
     """
     if not 0 < low < high or steps < 10:
         raise InputError(f"find_lr needs 0 < low < high and at least 10 steps, not {low}, {high} and {steps}.")
-    # No hook is called, so the callbacks stay what they are.
-    kept = copy.deepcopy({**trainer.state_dict(), "callbacks": []})
-    place = trainer._epoch_start, trainer._rng_to_restore
-    modes = {module: module.training for module in trainer.model.modules()}
-    fit_loader, trainer.loader = trainer.loader, loader
-    start = trainer.world.first(copy.deepcopy(position(loader)))
-    schedule, trainer.schedule = trainer.schedule, None
     rates, losses, average = [], [], 0.0
-    first = trainer._rates[0]
-    shares = [rate / first if first else 1.0 for rate in trainer._rates]  # as groups of several rates have them
-    trainer.model.train()
-    try:
-        for step, (images, labels, whole) in enumerate(itertools.islice(_again_and_again(trainer, loader), steps)):
+    with trainer.rehearsal(loader) as batches:
+        first, *_ = own = [group["lr"] for group in trainer.optimizer.param_groups]
+        ratios = [rate / first if first else 1.0 for rate in own]  # groups keep their ratios to the first
+        for step, batch in enumerate(itertools.islice(batches, steps)):
             rate = low * (high / low) ** (step / (steps - 1))
-            for group, share in zip(trainer.optimizer.param_groups, shares, strict=True):
-                group["lr"] = rate * share
+            for group, ratio in zip(trainer.optimizer.param_groups, ratios, strict=True):
+                group["lr"] = rate * ratio
             try:
-                trainer.train_step(images, labels, whole)
+                trainer.train_step(batch)
             except DivergedError:
                 break
             # Bias-corrected exponential average: single batches are too noisy to read.
@@ -101,14 +88,6 @@ def find_lr(trainer: "Trainer", loader: Batches, low: float = 1e-5, high: float 
             losses.append(smooth)
             if smooth > 4 * min(losses):
                 break
-    finally:
-        go_back(loader, start)
-        trainer.schedule, trainer.loader = schedule, fit_loader
-        trainer.load_state_dict(kept)
-        trainer._epoch_start, trainer._rng_to_restore = place  # the next epoch is no resumed one
-        trainer.optimizer.zero_grad()
-        for module, training in modes.items():
-            module.training = training
     # A tenth of the way is what tells a fall from noise, and the average of the first few batches is little else.
     window = max(len(losses) // 10, 1)
     seen = torch.tensor(losses[window:], dtype=torch.float64)
@@ -119,16 +98,3 @@ def find_lr(trainer: "Trainer", loader: Batches, low: float = 1e-5, high: float 
     steepest = int((falls[window:] - falls[:-window]).argmin())
     middle = len(losses) - len(seen) + steepest + window // 2
     return LRSearch(tuple(rates), tuple(losses), rates[middle])
-
-
-def _again_and_again(trainer: "Trainer", loader: Batches) -> Iterator[tuple[Tensor, Tensor, int]]:
-    """The batches of one pass after another, until a pass has none."""
-    for first in itertools.count():
-        batch = None
-        for batch in distributed.share(loader, trainer.world):
-            yield batch
-        if batch is None:
-            when = "a second time" if first else "at all"
-            raise InputError(
-                f"the loader gave no batch {when}; a generator can be gone through only once: pass a list."
-            )

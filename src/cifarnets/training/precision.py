@@ -1,9 +1,10 @@
-"""In which numbers a step computes; weights and optimizer stay in float32."""
+"""Mixed precision: dtype, scaler, compiler options. Weights and optimizer stay in float32."""
 
 from typing import Any, Literal
 
 import torch
 
+from cifarnets._device import cpu_has_bf16
 from cifarnets.errors import InputError
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
@@ -21,7 +22,7 @@ def autocast_dtype(precision: Precision, device: torch.device) -> torch.dtype | 
     if precision == "auto":
         if device.type == "cuda":
             return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-        return torch.bfloat16 if device.type == "cpu" and _cpu_has_bf16() else None
+        return torch.bfloat16 if device.type == "cpu" and cpu_has_bf16() else None
     if precision not in ("fp32", "bf16", "fp16"):
         raise InputError(f"precision must be 'auto', 'fp32', 'bf16' or 'fp16', not {precision!r}.")
     if precision == "fp16" and device.type != "cuda":
@@ -49,9 +50,3 @@ def compiler_options(dtype: torch.dtype | None) -> dict[str, Any]:
 
     tanh = "cpp.use_decompose_tanh"
     return {tanh: True} if tanh in torch._inductor.list_options() else {}
-
-
-def _cpu_has_bf16() -> bool:
-    # torch has no public question for this; a missing private one means no.
-    questions = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return any(getattr(torch.cpu, question, lambda: False)() for question in questions)

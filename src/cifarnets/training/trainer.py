@@ -1,41 +1,62 @@
-"""The training loop: fit → epoch → step. Everything else is a callback or a plain object handed in."""
+"""The training loop: fit → epoch → train step → optimizer step."""
 
 import contextlib
+import copy
 import functools
 import math
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from cifarnets._device import keep_memory, resolve_device
-from cifarnets.errors import InputError
-from cifarnets.evaluation import Batches, check_batch, check_labels, class_names, explaining, in_channels, input_dtype
-from cifarnets.models.metadata import annotate_from
+from cifarnets._batch import Batch
+from cifarnets._device import resolve_device
+from cifarnets._runtime import kept_memory
+from cifarnets.errors import DivergedError, InputError
+from cifarnets.evaluation import Evaluation
+from cifarnets.inference import (
+    Batches,
+    batch_context,
+    check_batch,
+    check_labels,
+    collect_logits,
+    forward,
+    match_data,
+)
+from cifarnets.models.metadata import annotate_from, in_channels, input_dtype
 from cifarnets.seeding import deterministic_algorithms, seed_everything
 from cifarnets.training import distributed
-from cifarnets.training.callbacks import Callback, Checkpoint, ProgressBar, call, notify_end
-from cifarnets.weights.state import FILE, read_state
+from cifarnets.training.callbacks import Callback, notify, notify_end
+from cifarnets.training.checkpoint import Checkpoint, find_state
+from cifarnets.training.feed import NO_BATCH, EpochFeed, WorkersEndedError
 from cifarnets.training.history import History
+from cifarnets.training.logs import ProgressBar
+from cifarnets.training.metrics import EpochMetrics, check_weights, divergence
 from cifarnets.training.optimizers import OptimizerLike, make_optimizer, parameters_of
 from cifarnets.training.precision import Precision, autocast_dtype, compiler_options, grad_scaler
-from cifarnets.training.resume import collect, open_epoch, restore
 from cifarnets.training.schedules import ScheduleLike, count_steps, start_schedule
-from cifarnets.training.signals import asking, fetch
-from cifarnets.training.metrics import EpochMetrics, check_weights, diverged
-
-if TYPE_CHECKING:
-    from cifarnets.training.lr_finder import LRSearch
+from cifarnets.training.signals import end_program, stop_on_signal
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 CHECK_EVERY = 50
-"""Batches between two looks at what only waiting tells: the loss on a GPU, and whether another process stops."""
+"""Check the losses on the device, and whether another process stops, every so many batches: both have to wait."""
+_PLAIN = (bool, int, float, str, tuple, type(None))
+_DAMAGE = (
+    InputError,
+    RuntimeError,  # RecursionError too
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    AssertionError,
+)
+"""What the parts of a state raise when they are not what they should be."""
 
 
 class Trainer:
@@ -119,8 +140,7 @@ class Trainer:
         if clip_norm is not None and not clip_norm > 0:
             raise InputError(f"clip_norm must be above 0, or None for no limit, not {clip_norm}.")
         self.device = resolve_device(device)
-        keep_memory(self.device)
-        self._on_cuda = self.device.type == "cuda"  # where a copy may go on by itself; MPS reads what is gone by then
+        self._on_cuda = self.device.type == "cuda"  # only CUDA copies in the background: MPS would read freed memory
         self.world = distributed.join(self.device)
         self._layout = torch.channels_last if channels_last else torch.preserve_format
         self._input_dtype, self._channels = input_dtype(model), in_channels(model)
@@ -129,7 +149,7 @@ class Trainer:
             self.model.to(memory_format=torch.channels_last)
         self.optimizer = make_optimizer(self.model, optimizer, lr, optimizer_options, decay_biases)
         self._rates = [group["lr"] for group in self.optimizer.param_groups]
-        self.schedule_like, self.schedule_options = schedule, schedule_options
+        self._schedule_like, self._schedule_options = schedule, schedule_options
         self.schedule: LRScheduler | None = None
         self.loss = loss or functools.partial(F.cross_entropy, label_smoothing=label_smoothing)
         self.accumulate = accumulate
@@ -140,21 +160,55 @@ class Trainer:
         self._forward: Any = torch.compile(forward, options=compiler_options(self.dtype)) if compile else forward
         self.deterministic = deterministic
         self.seed = seed
-        # A checkpoint comes last, so that it holds what the others remember of the same moment.
-        self.callbacks = sorted(callbacks, key=lambda callback: isinstance(callback, Checkpoint))
+        self.callbacks = list(callbacks)
         if progress and not any(isinstance(callback, ProgressBar) for callback in self.callbacks):
             self.callbacks.append(ProgressBar())
+        # A checkpoint comes last, so that it holds what the others remember of the same moment.
+        self.callbacks.sort(key=lambda callback: isinstance(callback, Checkpoint))
         self.history = History()
-        self.epoch = self.epochs = self.batch = self.step = 0
+        self.epoch = self.end_epoch = self.batches_done = self.global_step = 0
         self.lr = self._rates[0]
         self.last_loss = torch.full((), math.nan, device=self.device)
-        self.loader: Batches = ()
+        self.feed = EpochFeed((), self.world)
         self.val_loader: Batches | None = None
-        self.interrupted = self.failed = self._stopping = False
-        self._first = 0  # epochs completed when the present fit started
         self.metrics = EpochMetrics()
-        self._epoch_start: dict[str, Any] | None = None  # None between epochs
-        self._rng_to_restore: dict[str, Any] | None = None
+        self.interrupted = self.failed = self._stopping = False
+        self._signal = 0  # the number of the one that asked to stop
+        self._first = 0  # epochs completed when the present fit started
+
+    @property
+    def loader(self) -> Batches:
+        """What the present fit learns from."""
+        return self.feed.loader
+
+    def plan(self, loader: Batches, val_loader: Batches | None = None, epochs: int = 20) -> None:
+        """Prepare a fit and refuse what it could not do, before it takes any time; `fit` does this itself.
+
+        Examples:
+            >>> from cifarnets import Trainer
+            >>> from cifarnets.datasets import BatchLoader, SyntheticCIFAR10
+            >>> from cifarnets.models import create
+            >>> trainer = Trainer(create("convnet"), schedule="one_cycle")
+            >>> trainer.plan(BatchLoader(SyntheticCIFAR10(size=100)), epochs=3)
+            >>> trainer.end_epoch
+            3
+
+        Raises:
+            InputError: The number of epochs, the schedule, or the classes and constants of a loader do not fit.
+        """
+        if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
+            raise InputError(f"epochs must be a whole number of at least 1, not {epochs!r}.")
+        _check_optimizer(self.optimizer, self.model)
+        annotate_from(self.model, getattr(loader, "dataset", None))
+        if val_loader is not None:
+            match_data(self.model, val_loader)
+        self.feed = EpochFeed(loader, self.world)
+        self.val_loader = val_loader
+        self._first = self.epoch
+        self.batches_done = 0
+        self.end_epoch = self._first + epochs
+        steps = count_steps(loader, epochs, self.accumulate)
+        self.schedule = start_schedule(self.optimizer, self._rates, self._schedule_like, steps, self._schedule_options)
 
     def fit(
         self,
@@ -164,18 +218,28 @@ class Trainer:
         *,
         resume: str | os.PathLike[str] | None = None,
     ) -> History:
-        """Train for some more epochs; a second call goes on where the first ended.
+        """Train for some more epochs; a second call continues where the first ended.
 
-        Ctrl-C and SIGTERM end the fit after the present batch; a `Checkpoint` saves its state first, and the history
-        of the completed epochs is returned.
+        Ctrl-C and SIGTERM end the fit after the present batch, and a `Checkpoint` saves the state. Then SIGTERM ends
+        the program with status 143, and Ctrl-C raises KeyboardInterrupt; in an interactive session (a Python prompt,
+        IPython, a notebook) the fit returns its history instead. A second Ctrl-C stops at once.
+
+        Examples:
+            >>> from cifarnets import Trainer
+            >>> from cifarnets.datasets import BatchLoader, SyntheticCIFAR10
+            >>> from cifarnets.models import create
+            >>> trainer = Trainer(create("convnet"), progress=False)
+            >>> history = trainer.fit(BatchLoader(SyntheticCIFAR10(size=100), shuffle=True), epochs=2)
+            >>> history.column("epoch")
+            [1, 2]
 
         Args:
             loader: Anything that gives `(images [B, C, H, W], labels [B])` and can be gone through once an epoch.
             val_loader: Evaluated after every epoch; never trained on.
             epochs: How many more.
-            resume: A folder that a `Checkpoint` of the same fit wrote into: the fit goes on from the very batch, with
-                the same random numbers, and ends as if it had never stopped. Without a checkpoint in it the fit
-                starts from the beginning.
+            resume: The folder, or the file, that a `Checkpoint` of the same fit wrote. The fit continues with the very
+                next batch and the same random numbers, and ends as if it had never stopped. Where the folder has no
+                checkpoint, the fit starts from the beginning.
 
         Returns:
             The history, `trainer.history`.
@@ -183,130 +247,202 @@ class Trainer:
         Raises:
             InputError: A batch does not fit the model, or the checkpoint is of another fit; the message says why.
             DivergedError: The loss became NaN or infinite; the message says at which epoch and batch.
-            CallbackError: A callback raised; the message says which, and where.
+            CallbackError: A callback raised; the message says which, and in which hook.
             WeightsError: The checkpoint is damaged.
+            KeyboardInterrupt: Ctrl-C, in a script; or twice.
+            SystemExit: SIGTERM.
         """
-        if epochs < 1:
-            raise InputError(f"epochs must be at least 1, not {epochs}.")
-        self.loader, self.val_loader = loader, val_loader
-        self._first = self.epoch
         self._stopping = self.interrupted = self.failed = False
-        annotate_from(self.model, getattr(loader, "dataset", None))
+        self._signal = 0
+        state = None if resume is None else find_state(resume)
+        self.plan(loader, val_loader, epochs)
         if self.seed is not None:
             seed_everything(self.seed)
         self.optimizer.zero_grad()
-        steps = count_steps(loader, epochs, self.accumulate)
-        self.schedule = start_schedule(self.optimizer, self._rates, self.schedule_like, steps, self.schedule_options)
-        self.epochs = self._first + epochs
-        if resume is not None and (Path(resume) / FILE).is_file():
-            self.load_state_dict(read_state(Path(resume) / FILE))
-        with asking(self._interrupt, quiet=not self.world.is_main), deterministic_algorithms(self.deterministic):
-            failure: BaseException | None = None
+        if state is not None:
+            self.load_state_dict(state)
+        quiet = not self.world.is_main
+        with (
+            stop_on_signal(self._stop_for, quiet=quiet),
+            deterministic_algorithms(self.deterministic),
+            kept_memory(self.device),
+        ):
             try:
-                with self.world.together():
-                    self._call("on_fit_start")
-                    while self.epoch < self.epochs and not self._agreed_to_stop():
-                        self._run_epoch()
-                    self.interrupted = self.world.any(self.interrupted, self.device)
+                self._run()
             except BaseException as error:
                 self.failed = True
                 self.interrupted = isinstance(error, KeyboardInterrupt)
-                failure = None if self.interrupted else error
+                notify_end(self.callbacks, self)  # the error that ended the fit is the one to report
+                raise
             ended = notify_end(self.callbacks, self)
-            if failure or ended:
-                raise failure or ended  # type: ignore[misc]
+            if ended is not None:
+                raise ended
+        end_program(self._signal)
         return self.history
 
     def stop(self) -> None:
         """End the fit before its next batch.
 
-        An epoch that is cut short leaves no row in the history. With several processes, the others are told within 50
-        batches.
+        An epoch that is cut short leaves no row in the history. Other processes stop within 50 batches.
         """
         self._stopping = True
 
-    def state_dict(self) -> dict[str, Any]:
-        """All that the rest of the fit depends on, as a `Checkpoint` writes it; each of several processes must ask."""
-        return collect(self)
+    def train_step(self, batch: Batch) -> None:
+        """Run one batch forward and backward, and take an optimizer step when enough batches are accumulated.
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over a state, so that the next epoch is the one that it was taken in.
+        Args:
+            batch: This process's shard, on any device; labels `[B]`, or weights of the classes `[B, K]`.
 
         Raises:
-            InputError: It is the state of another model, optimizer or schedule.
+            InputError: The batch does not fit the model; the message names the epoch and the batch.
+            DivergedError: The loss is NaN or infinite.
         """
-        restore(self, state)
+        with batch_context("epoch {}, batch {}", self.epoch + 1, self.batches_done + 1):
+            check_batch(batch, self._channels, soft=True)
+            loss, logits, labels = self._forward_and_loss(batch)
+            # Gradients are averaged over processes and batches, so each weighs as many images as it had.
+            weight = len(labels) * self.world.size / batch.size / self.accumulate
+            self._scaler.scale(loss if weight == 1 else loss * weight).backward()  # type: ignore[no-untyped-call]
+        self.batches_done += 1
+        if self.batches_done % self.accumulate == 0:
+            self._optimizer_step()
+        self.last_loss = loss.detach()
+        part = self.last_loss if self.world.size == 1 else self.last_loss * (len(labels) / batch.size)
+        self.metrics.add(part, logits, labels, batch.size)
 
-    def find_lr(self, loader: Batches, low: float = 1e-5, high: float = 1.0, steps: int = 100) -> "LRSearch":
-        """Try rising learning rates and put everything back; see `cifarnets.training.find_lr`, which this calls."""
-        from cifarnets.training.lr_finder import find_lr
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that the rest of the fit depends on, as a `Checkpoint` writes it; every process must ask."""
+        waiting = self.batches_done % self.accumulate  # batches whose gradients no step has used yet
+        return {
+            "model": dict(self.model.state_dict()),
+            "optimizer": self.optimizer.state_dict(),
+            "gradients": [p.grad for p in parameters_of(self.optimizer)] if waiting else [],
+            "schedule": self.schedule.state_dict() if self.schedule else {},
+            "scaler": self._scaler.state_dict(),
+            "progress": {
+                "first": self._first,
+                "epoch": self.epoch,
+                "batch": self.batches_done,
+                "step": self.global_step,
+                "lr": self.lr,
+                "epochs": self.end_epoch - self._first,
+                "schedule": _name(self._schedule_like),
+                "batches": self.feed.batches,
+                "settings": self._settings(),
+            },
+            "history": list(self.history),
+            "tally": self.metrics.state_dict(self.world) if self.batches_done else {},
+            **self.feed.state_dict(),
+            "callbacks": [(type(callback).__name__, callback.state_dict()) for callback in self.callbacks],
+        }
 
-        return find_lr(self, loader, low, high, steps)
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over the state of the same fit, so that the next epoch is the one that it was taken in.
+
+        Raises:
+            InputError: It is the state of another model, optimizer, schedule or loader, or it is damaged; the trainer
+                is then as it was.
+        """
+        before = self._state_parts()
+        kept = copy.deepcopy({name: part.state_dict() for name, part in before.items()})
+        counters = self._counters()
+        metrics, history, lr = self.metrics, list(self.history), self.lr
+        try:
+            self._restore(state)
+            self.feed.load_state_dict(state)
+        except _DAMAGE as error:
+            for name, part in before.items():  # a part has loaded what fits, up to what does not
+                part.load_state_dict(kept[name])
+            self._first, self.epoch, self.batches_done, self.global_step, self.end_epoch = counters
+            self.metrics, self.history[:], self.lr = metrics, history, lr
+            for parameter in parameters_of(self.optimizer):
+                parameter.grad = None
+            if isinstance(error, InputError):
+                raise
+            reason = f"{type(error).__name__}: {error}"
+            raise InputError(f"the checkpoint is not of this model and optimizer, or damaged ({reason}).") from error
+
+    @contextlib.contextmanager
+    def rehearsal(self, loader: Batches) -> Iterator[Iterator[Batch]]:
+        """Train on some batches without a schedule and without callbacks, and undo all of it when the block ends.
+
+        The model, the optimizer, the history and the random numbers are afterwards as they were.
+
+        Args:
+            loader: Its batches are what the block is given, pass after pass, for `train_step`.
+        """
+        kept = copy.deepcopy({**self.state_dict(), "callbacks": []})  # no hook is called, so they stay as they are
+        modes = {module: module.training for module in self.model.modules()}
+        schedule, feed = self.schedule, self.feed
+        self.schedule, self.feed = None, EpochFeed(loader, self.world)
+        start = self.world.first(copy.deepcopy(self.feed.position()))
+        for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = rate
+        self.model.train()
+        try:
+            yield self.feed.endless()
+        finally:
+            self.feed.rewind(start)
+            self.schedule, self.feed = schedule, feed
+            self._restore(kept)
+            self.optimizer.zero_grad()
+            for module, training in modes.items():
+                module.training = training
+
+    def _run(self) -> None:
+        with self.world.together():
+            self._notify("on_fit_start")
+            while self.epoch < self.end_epoch and not self._agreed_to_stop():
+                self._run_epoch()
+            self._signal = max(self.world.gather(self._signal))  # all processes end in the same way
+            self.interrupted = bool(self._signal)
 
     def _run_epoch(self) -> None:
-        batches = open_epoch(self)
-        self._call("on_epoch_start")
+        if not self.batches_done:
+            self.metrics = EpochMetrics()
+        batches = self.feed.epoch(self.epoch, self.batches_done, lambda: self._stopping and self.world.size == 1)
+        self._notify("on_epoch_start")
         self.model.train()
         mark = time.perf_counter()
-        for batch in fetch(batches, lambda: self._stopping and self.world.size == 1):
-            if batch is None or self._agreed_to_stop():
-                return
-            self._call("on_batch_start")
-            self.train_step(*batch)
-            del batch  # whose memory can then serve the next one
-            if self.batch % CHECK_EVERY == 0:
-                self.metrics.read_losses(self.epoch + 1, CHECK_EVERY)
-            self.metrics.seconds += (now := time.perf_counter()) - mark
-            mark = now
-            self._call("on_batch_end")
-        if not self.batch:
-            raise InputError("the loader gave no batch; a generator can be gone through only once: pass a list.")
-        if self.batch % self.accumulate:
-            self._update()  # what is left over when the batches are not a multiple
+        try:
+            for batch in batches:
+                if self._agreed_to_stop():
+                    return
+                self._notify("on_batch_start")
+                self.train_step(batch)
+                del batch  # whose memory can then serve the next one
+                if self.batches_done % CHECK_EVERY == 0:
+                    self.metrics.read_losses(self.epoch + 1, CHECK_EVERY)
+                self.metrics.seconds += (now := time.perf_counter()) - mark
+                mark = now
+                self._notify("on_batch_end")
+        except WorkersEndedError:
+            return
+        if not self.batches_done:
+            raise InputError(NO_BATCH.format(""))
+        if self.batches_done % self.accumulate:
+            self._optimizer_step()  # what is left over when the batches are not a multiple
         self.metrics.read_losses(self.epoch + 1)  # waits for the device, whose time counts
         self.metrics.seconds += time.perf_counter() - mark
         self._close_epoch()
 
-    def train_step(self, images: Tensor, labels: Tensor, whole: int) -> None:
-        """One batch forward and backward, and an optimizer step when enough are accumulated.
-
-        Args:
-            images: This process's part of the batch, `[B, C, H, W]`, on any device.
-            labels: `[B]`, or shares of the classes `[B, K]`.
-            whole: Images in the whole batch.
-        """
-        where = f"epoch {self.epoch + 1}, batch {self.batch + 1}"
-        if not whole:
-            raise InputError(f"{where}: the batch is empty.")
-        check_batch(self._channels, images, labels, where, soft=True)
-        images = images.to(self.device, self._input_dtype, non_blocking=self._on_cuda, memory_format=self._layout)
-        given = labels  # where they lie, so that no check of them waits
-        labels = labels.to(self.device, non_blocking=self._on_cuda)
+    def _forward_and_loss(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Compute the loss, the logits, and the labels on the device."""
+        images = batch.images.to(self.device, self._input_dtype, non_blocking=self._on_cuda, memory_format=self._layout)
+        labels = batch.labels.to(self.device, non_blocking=self._on_cuda)
         with torch.autocast(self.device.type, self.dtype) if self.dtype else contextlib.nullcontext():
-            with explaining(images, where):
-                logits = self._forward(images)
-            if len(labels) and (self.batch == 0 or given.device.type != self.device.type):
-                check_labels(given, logits.shape[1], f"{where}: labels")
-            try:
-                loss = self.loss(logits, labels) if len(labels) else logits.sum() * 0
-            except IndexError:  # how torch refuses a label, on the CPU
-                check_labels(given, logits.shape[1], f"{where}: labels")
-                raise
+            logits = forward(self._forward, images)
+            # Read where they came from, so that the check waits for no device; one already there is checked once an
+            # epoch.
+            if len(labels) and (self.batches_done == 0 or batch.labels.device.type == "cpu"):
+                check_labels(batch.labels, logits.shape[1])
+            loss = self.loss(logits, labels) if len(labels) else logits.sum() * 0
         if self.device.type == "cpu" and not math.isfinite(loss.item()):
-            raise diverged(loss.item(), where, images)
-        # Gradients are averaged over processes and batches, so each weighs as many images as it had.
-        weight = len(labels) * self.world.size / whole / self.accumulate
-        scaled = loss if weight == 1 else loss * weight
-        self._scaler.scale(scaled).backward()
-        self.batch += 1
-        if self.batch % self.accumulate == 0:
-            self._update()
-        self.last_loss = loss.detach()
-        share = self.last_loss if self.world.size == 1 else self.last_loss * (len(labels) / whole)
-        self.metrics.add(share, logits, labels, whole)
+            raise DivergedError(divergence(loss.item(), images))
+        return loss, logits, labels
 
-    def _update(self) -> None:
-        """One optimizer step from the gradients at hand, and the schedule's next rate."""
+    def _optimizer_step(self) -> None:
+        """Take one optimizer step from the gradients, and set the schedule's next rate."""
         if self.clip_norm is not None:
             self._scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(parameters_of(self.optimizer), self.clip_norm)
@@ -315,35 +451,134 @@ class Trainer:
         self._scaler.update()
         self.optimizer.zero_grad()
         if self._scaler.get_scale() < scale:
-            return  # fp16 gradients overflowed, and no step was taken
-        self.step += 1
+            return  # fp16 gradients overflowed, and the scaler took no step
+        self.global_step += 1
         self.lr = self.optimizer.param_groups[0]["lr"]
         if self.schedule:
             self.schedule.step()
 
     def _close_epoch(self) -> None:
-        """Read the figures of the whole epoch, validate, and write the history's row."""
+        """Read the metrics of the whole epoch, validate, and write the history's row."""
         row = self.metrics.row(self.epoch + 1, self.lr, self.world)
         check_weights(self.model, self.epoch + 1)
         self.epoch += 1
-        self.batch = 0
-        self._epoch_start = None
+        self.batches_done = 0
+        self.feed.close_epoch()
         if self.val_loader is not None:
-            classes = class_names(self.model, self.val_loader)
-            result = distributed.evaluate(self.eval_model, self.val_loader, self.device, self.world, classes)
-            row |= {"val_loss": result.loss, "val_accuracy": result.accuracy}
+            row |= self._validate(self.val_loader)
         self.history.append(row)
-        self._call("on_epoch_end")
+        self._notify("on_epoch_end")
+
+    def _validate(self, loader: Batches) -> dict[str, float]:
+        """Evaluate on a loader whose batches all processes share."""
+        classes = match_data(self.model, loader)
+        shards = ((shard.images, shard.labels) for shard in EpochFeed(loader, self.world).shards())
+        parts = self.world.gather(collect_logits(self.eval_model, shards, self.device))
+        logits, labels = (torch.cat(column) for column in zip(*parts, strict=True))
+        result = Evaluation.from_logits(logits, labels, classes)
+        return {"val_loss": result.loss, "val_accuracy": result.accuracy}
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        """Load all parts of a state but the feed's."""
+        progress, planned = state["progress"], self.end_epoch - self._first
+        self._check_plan(state)
+        for name, part in self._state_parts().items():
+            if name != "schedule":
+                part.load_state_dict(state[name])
+        if self.schedule:
+            self.schedule.load_state_dict(dict(state["schedule"]))
+        for parameter, gradient in zip(parameters_of(self.optimizer), state["gradients"], strict=False):
+            parameter.grad = None if gradient is None else gradient.to(parameter)
+        self._first, self.epoch = progress["first"], progress["epoch"]
+        self.batches_done, self.global_step = progress["batch"], progress["step"]
+        self.lr = progress["lr"]
+        self.end_epoch = self._first + planned
+        self.history[:] = state["history"]
+        self.metrics = EpochMetrics.from_state(state["tally"], self.device, self.world)
+        saved = list(state["callbacks"])
+        for callback in self.callbacks:
+            found = next((entry for entry in saved if entry[0] == type(callback).__name__), None)
+            if found is not None:
+                saved.remove(found)
+                callback.load_state_dict(found[1])
+
+    def _check_plan(self, state: Mapping[str, Any]) -> None:
+        """Refuse to continue with other settings, data or number of epochs: it would be another fit."""
+        progress, planned = state["progress"], self.end_epoch - self._first
+        for name in ("first", "epoch", "batch", "step"):
+            if type(progress[name]) is not int or not 0 <= progress[name] < 2**31:
+                raise InputError(f"the checkpoint is damaged: {name} is {progress[name]!r}.")
+        ours, theirs = self._settings(), progress.get("settings", {})  # earlier versions wrote no settings
+        different = [
+            f"{key} {theirs[key]!r}, not {ours[key]!r}" for key in ours if theirs.get(key, ours[key]) != ours[key]
+        ]
+        if different:
+            raise InputError(f"the checkpoint is of a fit with {'; '.join(different)}.")
+        own = self.schedule.state_dict() if self.schedule else {}
+        if _name(self._schedule_like) != progress["schedule"] or own.keys() != state["schedule"].keys():
+            raise InputError("the checkpoint is of a fit with another schedule.")
+        if self.schedule and planned != progress["epochs"]:
+            raise InputError(
+                f"the checkpoint is of a fit of {progress['epochs']} epochs with a schedule made for these; it cannot "
+                f"continue for {planned}."
+            )
+        groups = zip(self.optimizer.param_groups, state["optimizer"]["param_groups"], strict=False)
+        if any(mine.keys() - {"initial_lr"} > saved.keys() for mine, saved in groups):
+            raise InputError("the checkpoint is of a fit with another optimizer.")
+        self.feed.check(progress["batches"], state["epoch_start"])
+
+    def _settings(self) -> dict[str, Any]:
+        """What must be the same for a fit to continue as if it had never stopped, in plain values."""
+        options = {key: value for key, value in self.optimizer.defaults.items() if isinstance(value, _PLAIN)}
+        return {
+            "optimizer": type(self.optimizer).__name__,
+            "optimizer_options": {key: options[key] for key in sorted(options) if key != "lr"},
+            "lr": [rate for rate in self._rates if isinstance(rate, float)],
+            "loss": _describe_loss(self.loss),
+            "accumulate": self.accumulate,
+            "clip_norm": self.clip_norm,
+            **self.feed.settings(),
+        }
+
+    def _state_parts(self) -> dict[str, Any]:
+        """The parts that have a state_dict of their own."""
+        parts = {"model": self.model, "optimizer": self.optimizer, "scaler": self._scaler}
+        return {**parts, "schedule": self.schedule} if self.schedule else parts
+
+    def _counters(self) -> tuple[int, int, int, int, int]:
+        return self._first, self.epoch, self.batches_done, self.global_step, self.end_epoch
 
     def _agreed_to_stop(self) -> bool:
-        """Whether all processes stop here; with several they ask each other every so many batches only."""
-        asked = self.world.size == 1 or self.batch % CHECK_EVERY == 0
+        """Whether all processes stop here; several of them ask each other only every so many batches."""
+        asked = self.world.size == 1 or self.batches_done % CHECK_EVERY == 0
         if asked:
             self._stopping = self.world.any(self._stopping, self.device)
         return asked and self._stopping
 
-    def _call(self, hook: str) -> None:
-        call(self.callbacks, hook, self)
+    def _notify(self, hook: str) -> None:
+        notify(self.callbacks, hook, self)
 
-    def _interrupt(self) -> None:
-        self.interrupted = self._stopping = True
+    def _stop_for(self, signal: int) -> None:
+        self._signal = signal
+        self._stopping = True
+
+
+def _name(schedule: ScheduleLike) -> str | None:
+    return schedule if isinstance(schedule, str) else None
+
+
+def _check_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
+    """Refuse an optimizer that trains nothing of the model."""
+    own = {id(parameter) for parameter in model.parameters()}
+    if not any(id(parameter) in own for parameter in parameters_of(optimizer)):
+        raise InputError(
+            f"the {type(optimizer).__name__} holds no parameter of this {type(model).__name__}, so the model would not "
+            "learn: make it of model.parameters()."
+        )
+
+
+def _describe_loss(loss: Any) -> str:
+    """The loss in a word that is the same in every process: its name, and its plain arguments."""
+    if isinstance(loss, functools.partial):
+        return f"{loss.func.__name__}({', '.join(f'{key}={value}' for key, value in loss.keywords.items())})"
+    return str(getattr(loss, "__qualname__", type(loss).__qualname__))

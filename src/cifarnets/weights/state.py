@@ -14,8 +14,6 @@ from cifarnets.errors import WeightsError
 from cifarnets.version import __version__
 from cifarnets.weights.files import read_weights, write_weights
 
-FILE = "checkpoint.safetensors"
-
 
 def write_state(path: str | os.PathLike[str], state: Any) -> Path:
     """Write a nesting of dicts, lists, tuples, tensors and plain values, atomically.

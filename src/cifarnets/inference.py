@@ -1,0 +1,282 @@
+"""The one gate where a model meets a batch: shapes, labels, eval mode, test-time augmentation, logits."""
+
+import contextlib
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Literal
+from weakref import WeakKeyDictionary
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cifarnets._batch import Batch
+from cifarnets.errors import DivergedError, InputError
+from cifarnets.models.metadata import constants_of, get_meta, in_channels, input_dtype, unwrap
+
+Batches = Iterable[tuple[Tensor, Tensor]]
+"""Anything that gives `(images [B, C, H, W], labels [B])`: a BatchLoader, a DataLoader, a list."""
+
+TTA = Literal["mirror", "mirror_shift"]
+
+
+def collect_logits(
+    model: nn.Module, batches: Batches, device: torch.device, tta: TTA | None = None
+) -> tuple[Tensor, Tensor]:
+    """Compute the float32 logits `[N, K]` of all batches; return them with the labels `[N]`, on the CPU.
+
+    Raises:
+        InputError: There is no batch, or one does not fit the model; the message says which.
+    """
+    logits, labels, dtype, channels = [], [], input_dtype(model), in_channels(model)
+    with eval_mode(model, device):
+        for number, pair in enumerate(batches, 1):
+            with batch_context("batch {}", number):
+                batch = as_batch(pair)
+                check_batch(batch, channels)
+                logits.append(forward_logits(model, batch.images.to(device, dtype), tta))
+            labels.append(batch.labels.to(device))
+    if not labels:
+        raise InputError("the loader gave no batch, so there is nothing to evaluate.")
+    return torch.cat(logits).cpu(), torch.cat(labels).cpu()
+
+
+def forward_logits(model: nn.Module, images: Tensor, tta: TTA | None = None) -> Tensor:
+    """Compute float32 logits `[B, K]`, as the mean over several views of each image where `tta` asks for it.
+
+    Raises:
+        InputError: There is no such augmentation, or the model gives something else than logits.
+    """
+    check_tta(tta)
+
+    def both_sides(view: Tensor) -> Tensor:
+        return (forward(model, view).float() + forward(model, view.flip(-1)).float()) / 2
+
+    if tta is None:
+        return forward(model, images).float()
+    if tta == "mirror":
+        return both_sides(images)
+    height, width = images.shape[2:]
+    padded = F.pad(images, (1, 1, 1, 1), mode="reflect")
+    corners = (padded[:, :, :height, :width], padded[:, :, 2:, 2:])
+    return both_sides(images) / 2 + (both_sides(corners[0]) + both_sides(corners[1])) / 4
+
+
+def check_tta(tta: object) -> None:
+    """Refuse an unknown test-time augmentation.
+
+    Raises:
+        InputError: It is neither `"mirror"`, `"mirror_shift"` nor None.
+    """
+    if tta not in (None, "mirror", "mirror_shift"):
+        raise InputError(f"tta must be 'mirror', 'mirror_shift' or None, not {tta!r}.")
+
+
+def forward(model: nn.Module, images: Tensor) -> Tensor:
+    """Call a model; refuse an output that is no matrix of logits, and name a wrong image size as the cause.
+
+    Raises:
+        InputError: The model gives something else than logits `[B, K]`, or torch raised and the images are not 32×32.
+    """
+    try:
+        logits = model(images)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        if images.shape[2:] == (32, 32):
+            raise
+        # Only the model knows how large its images may be.
+        raise InputError(
+            f"the model cannot take images {list(images.shape)}; CIFAR-10's are 32×32 ({error})."
+        ) from error
+    if not isinstance(logits, Tensor) or logits.ndim != 2:
+        kind = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise InputError(f"a model must give logits [B, K], one tensor, not {kind}.")
+    return logits
+
+
+@contextlib.contextmanager
+def batch_context(place: str, *numbers: int) -> Iterator[None]:
+    """Put the place of a batch before the message of each `InputError` and `DivergedError` in the block.
+
+    Args:
+        place: Such as `"epoch {}, batch {}"`; formatted only when there is an error.
+        numbers: What to format it with.
+    """
+    try:
+        yield
+    except (InputError, DivergedError) as error:
+        error.args = (f"{place.format(*numbers)}: {error}",)
+        raise
+
+
+def as_batch(value: object, world_size: int = 1) -> Batch:
+    """Take what a loader gave as a batch.
+
+    Args:
+        value: A `Batch`, or a pair of tensors: images and labels.
+        world_size: How many processes got a shard of the same size.
+
+    Raises:
+        InputError: It is something else.
+    """
+    if isinstance(value, Batch):
+        return value
+    if not isinstance(value, (tuple, list)) or len(value) != 2 or not all(isinstance(part, Tensor) for part in value):
+        parts = ", ".join(type(part).__name__ for part in value) if isinstance(value, (tuple, list)) else ""
+        raise InputError(
+            "a loader must give (images [B, C, H, W], labels [B]), two tensors, not "
+            f"{type(value).__name__}{f' of {parts}' if parts else ''}; put a dataset into a BatchLoader or DataLoader."
+        )
+    images, labels = value
+    if not images.ndim or not labels.ndim:
+        raise InputError(
+            f"a loader must give batches, images [B, C, H, W] and labels [B], not single items {list(images.shape)} "
+            f"and {list(labels.shape)}; put a dataset into a BatchLoader or DataLoader."
+        )
+    return Batch(images, labels, len(labels) * world_size)
+
+
+def check_batch(batch: Batch, channels: int | None, *, soft: bool = False) -> None:
+    """Refuse a batch that the model cannot take, from shapes and dtypes alone: nothing waits for the device.
+
+    Args:
+        batch: Images float `[B, C, H, W]`, labels int64 `[B]`.
+        channels: What the model takes; None for any.
+        soft: Whether labels may be weights of the classes too, float `[B, K]`.
+
+    Raises:
+        InputError: It does not fit.
+    """
+    images, labels, size = batch
+    if not size:
+        raise InputError("the batch is empty.")
+    if images.ndim != 4 or not images.is_floating_point():
+        raise InputError(f"images must be float [B, C, H, W], not {images.dtype} {list(images.shape)}.")
+    if channels is not None and images.shape[1] != channels:
+        raise InputError(f"the model takes images of {channels} channels, not {list(images.shape)}.")
+    if soft and labels.ndim == 2 and len(labels) == len(images) and labels.is_floating_point():
+        return
+    if labels.shape != images.shape[:1] or labels.dtype != torch.int64:
+        raise InputError(
+            f"{len(images)} images need int64 labels [{len(images)}], not {labels.dtype} {list(labels.shape)}."
+        )
+
+
+def check_labels(labels: Tensor, outputs: int) -> None:
+    """Refuse labels `[B]`, or weights of the classes `[B, K]`, that a model of `outputs` classes cannot mean.
+
+    Raises:
+        InputError: A label is below 0, or not below `outputs`.
+    """
+    hard = labels if labels.ndim == 1 else labels.argmax(1)
+    low, high = int(hard.min()), int(hard.max())
+    if low < 0:
+        raise InputError(
+            f"labels run from {low} to {high}, and every label must be a class, 0 … {outputs - 1}: leave out images "
+            "without a label, for none is ignored."
+        )
+    if high >= outputs:
+        raise InputError(
+            f"labels run from {low} to {high}, but the model has {outputs} outputs (0 … {outputs - 1}): "
+            f"create it with num_classes={high + 1}, or relabel with cifar_subset."
+        )
+
+
+def check_probabilities(probabilities: Tensor) -> None:
+    """Refuse probabilities `[N, K]` that a softmax made of NaN or infinite logits.
+
+    Raises:
+        InputError: There are some; the message says for how many images.
+    """
+    broken = int(probabilities.isnan().any(1).sum())
+    if broken:
+        raise InputError(f"the model gives NaN or infinity for {broken} of {len(probabilities)} images.")
+
+
+def match_data(model: nn.Module, loader: object) -> tuple[str, ...] | None:
+    """Check that a loader's images are what the model was trained on, and return the names of the outputs.
+
+    Returns:
+        The model's class names, else those of the loader's dataset; None where neither knows them.
+
+    Raises:
+        InputError: Both know the classes, or the normalising constants, and they differ.
+    """
+    meta, dataset = get_meta(model), getattr(loader, "dataset", None)
+    own = meta.classes if meta else None
+    classes = getattr(dataset, "classes", None)
+    if not isinstance(classes, (list, tuple)):  # some datasets call the number of classes so
+        classes = None
+    if own is not None and classes is not None and tuple(classes) != own:
+        raise InputError(
+            f"the loader's classes ({', '.join(map(str, classes))}) are not those that the model was trained on "
+            f"({', '.join(own)}): choose them with cifar_subset, in that order."
+        )
+    served = constants_of(dataset)
+    if meta is not None and meta.mean and meta.std and served is not None and served != (meta.mean, meta.std):
+        raise InputError(
+            f"the loader's images are normalised with mean {served[0]} and std {served[1]}, and the model was trained "
+            f"with mean {meta.mean} and std {meta.std}: pass these as mean= and std= to the dataset."
+        )
+    return own or (None if classes is None else tuple(classes))
+
+
+def name_outputs(classes: Sequence[str] | None, outputs: int) -> tuple[str, ...]:
+    """Name every output; one beyond the known classes is called by its number."""
+    known = tuple(classes or ())[:outputs]
+    return known + tuple(map(str, range(len(known), outputs)))
+
+
+@contextlib.contextmanager
+def eval_mode(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Hold the model on `device`, in eval mode and without gradients, until the block ends.
+
+    Several threads may be inside at once: the first one in switches the model, the last one out puts back what it
+    was. A thread that asks for another device waits.
+    """
+    with _changed:
+        while (session := _sessions.get(unwrap(model))) is not None and session.device != device:
+            _changed.wait()
+        if session is None:
+            session = _sessions[unwrap(model)] = _Session(model, device)
+        session.users += 1
+    try:
+        # Not inference_mode: nobody could train with a tensor that a loader or a model caches meanwhile.
+        with torch.no_grad():
+            yield
+    finally:
+        with _changed:
+            session.users -= 1
+            if not session.users:
+                del _sessions[unwrap(model)]
+                session.close(model)
+                _changed.notify_all()
+
+
+class _Session:
+    """One model while it is being evaluated, by one thread or more; remembers what it was."""
+
+    def __init__(self, model: nn.Module, device: torch.device) -> None:
+        self.device = device
+        self.users = 0
+        self._home = next((p.device for p in model.parameters() if not _is_on(p, device)), None)
+        self._training = [module for module in model.modules() if module.training]
+        if self._home is not None:
+            model.to(device)
+        if self._training:
+            model.eval()
+
+    def close(self, model: nn.Module) -> None:
+        if self._home is not None:
+            model.to(self._home)
+        for module in self._training:
+            module.training = True
+
+
+def _is_on(tensor: Tensor, device: torch.device) -> bool:
+    return tensor.device.type == device.type and device.index in (None, tensor.device.index)
+
+
+_sessions: "WeakKeyDictionary[nn.Module, _Session]" = WeakKeyDictionary()
+_changed = threading.Condition()

@@ -1,0 +1,236 @@
+"""One run of a recipe: trained, evaluated, and kept in a folder."""
+
+import json
+import os
+import platform
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from cifarnets._device import resolve_device
+from cifarnets._files import write_atomic
+from cifarnets._runtime import machine
+from cifarnets.datasets import BatchLoader, ImageDataset, train_val_split
+from cifarnets.errors import InputError, OutputError
+from cifarnets.evaluation import Evaluation, evaluate
+from cifarnets.models import annotate, create, save
+from cifarnets.models.registry import model_class
+from cifarnets.recipes.recipe import Recipe, load_recipe, recipe_name
+from cifarnets.seeding import seed_everything
+from cifarnets.training import EMA, Callback, Checkpoint, CSVLog, History, Trainer
+from cifarnets.version import __version__
+
+RUN_FILE = "run.json"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that has ended.
+
+    Examples:
+        >>> import tempfile
+        >>> from cifarnets.recipes import Recipe, run_recipe
+        >>> recipe = Recipe("convnet", epochs=1, batch_size=500, synthetic=True)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     run = run_recipe(recipe, folder, progress=False)
+        >>> sorted(run.evaluations)
+        ['test', 'train']
+
+    Attributes:
+        folder: Holds `run.json` (the recipe, versions, machine), `history.csv`, `checkpoint.safetensors` (to resume
+            from), `model.safetensors` and `evaluation.json`.
+        recipe: What was run.
+        model: In eval mode.
+        history: One row an epoch.
+        evaluations: On `train` and `test`, and on `val` where images were held out; `test (…)` is with test-time
+            augmentation, where the recipe asks for it.
+        interrupted: Whether Ctrl-C ended it before its last epoch, in an interactive session.
+    """
+
+    folder: Path
+    recipe: Recipe
+    model: nn.Module
+    history: History
+    evaluations: dict[str, Evaluation]
+    interrupted: bool
+
+
+def reproduce(name: str, seed: int = 0, folder: str | os.PathLike[str] | None = None, **options: Any) -> Run:
+    """Train a recipe of the library, as the released weights were trained.
+
+    Examples:
+        >>> import cifarnets
+        >>> cifarnets.reproduce("convnet.cifar3", seed=0)  # doctest: +SKIP
+
+    Args:
+        name: One of `list_recipes()`.
+        seed: Another seed than the published ones gives one more run of the same kind.
+        folder: Where to write; by default `runs/NAME-seedSEED`. An interrupted run in this folder is resumed.
+        options: Further arguments of `run_recipe`, such as `device` and `root`.
+
+    Raises:
+        CifarNetsError: `load_recipe` or `run_recipe` raises it.
+    """
+    recipe = replace(load_recipe(name), seed=seed)
+    return run_recipe(recipe, folder or Path("runs") / f"{recipe_name(name)}-seed{seed}", **{"resume": True, **options})
+
+
+def run_recipe(
+    recipe: Recipe | None,
+    folder: str | os.PathLike[str],
+    *,
+    resume: bool = False,
+    root: str | os.PathLike[str] | None = None,
+    device: str | torch.device = "auto",
+    callbacks: Sequence[Callback] = (),
+    checkpoint_every: int | None = None,
+    progress: bool = True,
+) -> Run:
+    """Train as the recipe says, evaluate, and leave everything in a folder.
+
+    Examples:
+        >>> import tempfile
+        >>> from cifarnets.recipes import Recipe, run_recipe
+        >>> recipe = Recipe("convnet", epochs=1, batch_size=500, synthetic=True)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     run = run_recipe(recipe, folder, progress=False)
+        >>> len(run.history)
+        1
+
+    Args:
+        recipe: What to do; None for the recipe of the run in the folder.
+        folder: Made if missing. It must be empty, or hold a run to resume.
+        resume: Resume the run in the folder from its last checkpoint; start it if there is none.
+        root: Where CIFAR-10 lies; see `CIFAR10Normalized`.
+        device: Where to compute.
+        callbacks: Further ones, beside the CSV log, the checkpoint and the progress bar.
+        checkpoint_every: Batches between two checkpoints; None for one an epoch.
+        progress: Show a progress bar.
+
+    Raises:
+        OutputError: The folder holds files already, or cannot be written.
+        InputError: The run in the folder is of another recipe, or there is neither a run nor a recipe.
+        KeyboardInterrupt: Ctrl-C, in a script; `resume` continues from the last checkpoint.
+        SystemExit: SIGTERM; likewise.
+        CifarNetsError: The data, the model or the Trainer cannot be made, or the fit fails.
+    """
+    folder, device = Path(folder).expanduser(), resolve_device(device)
+    starts: list[Any] = []
+    if resume and (folder / RUN_FILE).is_file():
+        recipe, starts = _read_run(folder, recipe)
+    elif recipe is None:
+        raise InputError(f"there is no run in {str(folder)!r} to resume.")
+    parts = _datasets(recipe, root)
+    loaders = {
+        name: BatchLoader(part, 1000, device=device, channels_last=recipe.channels_last) for name, part in parts.items()
+    }
+    model = _model(recipe, parts["train"])
+    kept = [CSVLog(folder / "history.csv"), Checkpoint(folder, every_batches=checkpoint_every)]
+    average = [] if recipe.ema is None else [EMA(recipe.ema)]
+    every_callback = [*average, *kept, *callbacks]
+    trainer = Trainer(model, **recipe.trainer_options(), device=device, callbacks=every_callback, progress=progress)
+    shuffled = BatchLoader(
+        parts["train"],
+        recipe.batch_size,
+        shuffle=True,
+        drop_last=recipe.drop_last,
+        device=device,
+        seed=recipe.seed,
+        augment=recipe.augmentation(),
+        channels_last=recipe.channels_last,
+        labels=recipe.labels(parts["train"], device),
+    )
+    val_loader = loaders.get("val")
+    trainer.plan(shuffled, val_loader, recipe.epochs)  # refuses what cannot work, before the folder is claimed
+    if trainer.world.is_main:
+        if not starts:
+            _claim(folder)
+        write_json(folder / RUN_FILE, {"recipe": recipe.to_dict(), "starts": [*starts, _circumstances(trainer)]})
+        (folder / "evaluation.json").unlink(missing_ok=True)  # of a part of the run
+    trainer.fit(shuffled, val_loader, recipe.epochs, resume=folder if starts else None)
+    return _finish(trainer, recipe, folder, loaders)
+
+
+def _datasets(recipe: Recipe, root: str | os.PathLike[str] | None) -> dict[str, ImageDataset]:
+    """The images to train on and to evaluate on."""
+    model_class(recipe.model)  # an unknown model is refused before anything is loaded
+    parts = {"train": recipe.dataset(True, root), "test": recipe.dataset(False, root)}
+    if recipe.val:
+        parts["train"], parts["val"] = train_val_split(parts["train"], recipe.val, recipe.seed)
+    return parts
+
+
+def _model(recipe: Recipe, train: ImageDataset) -> nn.Module:
+    """The model with its initial weights, some of which come from the training images in some families."""
+    seed_everything(recipe.seed)
+    model = create(recipe.model, **{"num_classes": len(train.classes), **recipe.config})
+    init_from_images: Any = getattr(model, "init_from_images", None)
+    if init_from_images is not None:
+        init_from_images(next(iter(BatchLoader(train, 5000, device="cpu")))[0])
+    return model
+
+
+def _finish(trainer: Trainer, recipe: Recipe, folder: Path, loaders: Mapping[str, BatchLoader]) -> Run:
+    """Save and evaluate the trained model."""
+    model = trainer.eval_model.eval()
+    annotate(model, training={**recipe.to_dict(), "epochs": trainer.epoch})
+    evaluations = {}
+    if trainer.world.is_main:
+        save(model, folder / "model.safetensors")
+        (folder / "last.safetensors").unlink(missing_ok=True)  # the same, without the facts about the training
+        device = trainer.device
+        evaluations = {name: evaluate(model, loader, device=device) for name, loader in loaders.items()}
+        if recipe.tta:
+            for name in loaders.keys() - {"train"}:
+                result = evaluate(model, loaders[name], device=device, tta=recipe.tta)
+                evaluations[f"{name} ({recipe.tta})"] = result
+        write_json(folder / "evaluation.json", {name: result.to_dict() for name, result in evaluations.items()})
+    return Run(folder, recipe, model, trainer.history, evaluations, trainer.interrupted)
+
+
+def _read_run(folder: Path, expected: Recipe | None) -> tuple[Recipe, list[Any]]:
+    """The recipe of the run in a folder, and its starts so far."""
+    try:
+        content = json.loads((folder / RUN_FILE).read_text())
+        # Runs of earlier versions hold facts about published runs, which are no part of a recipe.
+        recipe = Recipe(**{key: value for key, value in content["recipe"].items() if key not in ("seeds", "minutes")})
+        starts = list(content["starts"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(f"{str(folder / RUN_FILE)!r} is damaged: {error!r}.") from error
+    if expected is not None and (different := recipe.differences(expected)):
+        raise InputError(f"the run in {str(folder)!r} has another recipe: {'; '.join(different)}.")
+    return recipe, starts
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> Path:
+    """Write plain values as indented JSON, atomically."""
+    return write_atomic(path, json.dumps(content, indent=2) + "\n")
+
+
+def _claim(folder: Path) -> None:
+    """Make the folder, or find it empty, before any time is spent on a run that could not be kept."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        taken = next(folder.iterdir(), None)
+    except OSError as error:
+        raise OutputError(f"cannot write into {str(folder)!r}: {error.strerror}.") from error
+    if taken is not None:
+        raise OutputError(
+            f"{str(folder)!r} holds files already ({taken.name} …); name another folder, or resume the run in it "
+            "(resume=True, --resume)."
+        )
+
+
+def _circumstances(trainer: Trainer) -> dict[str, Any]:
+    return {
+        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "versions": {"cifarnets": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        "machine": {**machine(trainer.device), "processes": trainer.world.size},
+        "command": sys.argv,
+    }

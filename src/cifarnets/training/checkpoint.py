@@ -1,0 +1,112 @@
+"""A fit on disk: its whole state, its last model and its best one."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cifarnets._files import clear_leftovers
+from cifarnets.errors import InputError
+from cifarnets.models.storage import save, why_not_loadable
+from cifarnets.training.callbacks import Best, Callback, Monitor
+from cifarnets.weights.state import read_state, write_state
+
+if TYPE_CHECKING:
+    from cifarnets.training.trainer import Trainer
+
+CHECKPOINT_FILE = "checkpoint.safetensors"
+
+
+class Checkpoint(Callback):
+    """Keeps a fit on disk: its whole state, the last model, and the best one.
+
+    `checkpoint.safetensors` holds everything that `Trainer.fit(resume=folder)` needs; `last.safetensors` and
+    `best.safetensors` are models for `load`, kept if it could build them again. Each is replaced only
+    once its successor is whole. When Ctrl-C or SIGTERM ends the fit, the state is saved first.
+
+    Args:
+        folder: Where to; made if missing.
+        best: The figure of the history that decides which model is the best; None keeps no best one.
+        every_batches: Save the state within epochs too, after so many batches.
+        allow_test: Let the test set decide, against all advice.
+    """
+
+    every_process = True  # the state is collected from all; one writes
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        best: Monitor | None = None,
+        *,
+        every_batches: int | None = None,
+        allow_test: bool = False,
+    ) -> None:
+        self.folder = Path(folder)
+        self.every_batches = every_batches
+        self.allow_test = allow_test
+        self._best = Best(best) if best else None
+        self._keeps_models = False
+
+    def on_fit_start(self, trainer: "Trainer") -> None:
+        reason = why_not_loadable(trainer.model)
+        self._keeps_models = not reason
+        if self._best:
+            self._best.check(trainer, "Checkpoint", self.allow_test)
+            if reason:
+                raise InputError(f"Checkpoint can keep no best model, so say best=None, or: {reason}")
+        if trainer.world.is_main:
+            clear_leftovers(self.folder)
+
+    def on_batch_end(self, trainer: "Trainer") -> None:
+        if self.every_batches and trainer.batches_done % self.every_batches == 0:
+            self._write_state(trainer)
+
+    def on_epoch_end(self, trainer: "Trainer") -> None:
+        improved = self._best is not None and self._best.improved(trainer)
+        if trainer.world.is_main and self._keeps_models:
+            save(trainer.eval_model, self.folder / "last.safetensors")
+            if improved:
+                save(trainer.eval_model, self.folder / "best.safetensors")
+        self._write_state(trainer)
+
+    def on_fit_end(self, trainer: "Trainer") -> None:
+        if trainer.interrupted and not trainer.failed:
+            self._write_state(trainer)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self._best.best} if self._best else {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if self._best and state:
+            self._best.best = state["best"]
+
+    def _write_state(self, trainer: "Trainer") -> None:
+        trainer.metrics.read_losses(
+            trainer.epoch + 1
+        )  # a GPU's are read now and then only, and the last good state must not be lost to NaN
+        state = trainer.state_dict()
+        if trainer.world.is_main:
+            write_state(self.folder / CHECKPOINT_FILE, state)
+
+
+def find_state(path: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """Read the state that a `Checkpoint` wrote, given its folder or the file itself; None where there is none yet.
+
+    Raises:
+        InputError: The path is none, or names a file that is not there.
+        WeightsError: The file is damaged.
+    """
+    if not isinstance(path, (str, os.PathLike)):
+        raise InputError(f"resume must be the folder of a Checkpoint, or its file, not {path!r}.")
+    found = Path(path).expanduser()
+    if found.is_dir():
+        found = found / CHECKPOINT_FILE
+    elif found.suffix == ".safetensors" and not found.exists():
+        raise InputError(
+            f"there is no checkpoint {str(path)!r} to resume from; name the folder that a Checkpoint writes."
+        )
+    if not found.is_file():
+        return None
+    state = read_state(found)
+    if not isinstance(state, dict):
+        raise InputError(f"{str(found)!r} does not hold the state of a fit.")
+    return state
