@@ -28,6 +28,7 @@ from cifarnets.models import create, summary
 from cifarnets.recipes import load_recipe
 from cifarnets.training.feed import EpochFeed
 from cifarnets.training.muon import ConvMuon
+from cifarnets.training.optimizers import param_groups
 from cifarnets.training.precision import autocast_dtype
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -61,7 +62,7 @@ def plain(dataset: CIFAR10Normalized, batch: int) -> Callable[[], None]:
     images = dataset.images[: batch * 2].to(DEVICE).float().div(255).sub(mean).div(std)
     labels = dataset.labels[: batch * 2].to(DEVICE)
     model.init_from_images(images)
-    optimizer = ConvMuon(model)
+    optimizer = ConvMuon(param_groups(model))
     padded = F.pad(images, (2,) * 4, "reflect")
 
     def step() -> None:

@@ -30,7 +30,7 @@ def main() -> None:
 
     model = create(WEIGHTS, pretrained=True, num_classes=len(ANIMALS))
     model.requires_grad_(False)
-    list(model.children())[-1].requires_grad_(True)  # the head
+    head(model).requires_grad_(True)
     Trainer(model, lr=0.05).fit(loader, epochs=20)
     print(f"new head on a frozen trunk:      {evaluate(model, BatchLoader(test)).accuracy:.4f}")
 

@@ -194,16 +194,13 @@ class TestRoundTrip:
         model.fc2.double()
         assert_same(model, load(save(model, path)))
 
-    def test_channels_last_survives(self, path: Path) -> None:
+    def test_a_loaded_model_is_contiguous_whatever_was_saved(self, path: Path) -> None:
         model = small(in_channels=4).to(memory_format=torch.channels_last)
+        assert not model.conv1.weight.is_contiguous()
         loaded = load(save(model, path))
         assert_same(model, loaded)
-        for layer in (loaded.conv1, loaded.conv2):
-            assert layer.weight.is_contiguous(memory_format=torch.channels_last)
-            assert not layer.weight.is_contiguous()
-        assert loaded.fc1.weight.is_contiguous()
-        plain = load(save(small(), path))
-        assert all(p.is_contiguous() for p in plain.parameters())
+        assert all(p.is_contiguous() for p in loaded.parameters())
+        assert not model.conv1.weight.is_contiguous()
 
     def test_tensors_that_are_not_contiguous_survive(self, path: Path) -> None:
         model = small()
@@ -302,9 +299,7 @@ class TestRoundTrip:
         model = models.create(name, **config).to(dtype=dtype, memory_format=layout)
         loaded = load(save(model, tmp_path_factory.getbasetemp() / "any.safetensors"))
         assert_same(model, loaded)
-        for conv, found in ((model.conv1, loaded.conv1), (model.conv2, loaded.conv2)):
-            for each in (torch.contiguous_format, torch.channels_last):
-                assert conv.weight.is_contiguous(memory_format=each) == found.weight.is_contiguous(memory_format=each)
+        assert all(p.is_contiguous() for p in loaded.parameters())
 
 
 class TestSaveRefuses:
@@ -651,10 +646,10 @@ def test_half_files_are_half_as_large_and_load_as_float32(tmp_path: Path) -> Non
     assert torch.allclose(load(half)(images), model(images), atol=1e-2)
 
 
-@pytest.mark.parametrize("number", [0, -1, 2.0, True, "3"])
+@pytest.mark.parametrize("number", [-1, 2.0, True, "3"])
 def test_a_number_of_classes_is_a_whole_number(number: Any) -> None:
     for pretrained in (False, True):
-        with pytest.raises(InputError, match="num_classes must be a whole number of at least 1"):
+        with pytest.raises(InputError, match="num_classes must be a whole number of at least 0"):
             models.create(NAME, pretrained=pretrained, num_classes=number)
 
 
@@ -666,7 +661,7 @@ def test_a_header_of_more_layers_than_tensors_is_refused_at_once(tmp_path: Path)
     path.write_bytes(
         to_safetensors({"x": torch.zeros(1)}, {"cifarnets": "1", **{k: json.dumps(v) for k, v in entries.items()}})
     )
-    with pytest.raises(WeightsError, match="tells of more layers than the file has tensors"):
+    with pytest.raises(WeightsError, match="describes more layers than the file has tensors"):
         load(path)
 
 

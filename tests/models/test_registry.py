@@ -130,13 +130,27 @@ def test_the_config_holds_every_argument_however_it_was_given() -> None:
     assert models.create("probe", in_channels=1).meta.config == {**defaults, "in_channels": 1}
 
 
-def test_a_second_registration_of_a_name_is_refused_and_the_first_stays() -> None:
+def test_another_class_of_a_name_is_refused_and_the_first_stays() -> None:
     first = register_probe()
+
+    class Other(nn.Module):
+        def __init__(self, num_classes: int = 10) -> None:
+            super().__init__()
+
     with pytest.raises(InputError, match=r"a model named 'probe' is registered already \(.*Probe\)"):
-        register_probe()
+        models.register("probe")(Other)
     assert type(models.create("probe")) is first
     with pytest.raises(InputError, match=r"'convnet' is registered already \(ConvNet\)"):
         register_probe("convnet")
+
+
+def test_the_same_class_again_replaces_the_former(tmp_path: Path) -> None:
+    """As when a cell of a notebook runs twice; a model of the first run can still be saved."""
+    register_probe()
+    old = models.create("probe")
+    second = register_probe()
+    assert type(models.create("probe")) is second
+    assert type(load(save(old, tmp_path / "old.safetensors"))) is second
 
 
 def test_arguments_that_a_file_could_not_record_are_refused() -> None:

@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cifarnets.errors import InputError
-from cifarnets.models.pooling import max_pool2d
+from cifarnets.models.classifier import Classifier
 from cifarnets.models.registry import register
 
 
-class Airbench(nn.Module):
+class Airbench(Classifier):
     """Whitening 2×2 convolution, three blocks of convolutions with BatchNorm and GELU, scaled logits.
 
     The first convolution is set from training images (`init_from_images`) and stays as it is; its bias is trained.
@@ -40,6 +40,8 @@ class Airbench(nn.Module):
         self, num_classes: int, in_channels: int, widths: Sequence[int], depth: int, momentum: float, scale: float
     ) -> None:
         super().__init__()
+        # The whitening layer is trained in the first part of a fit only, as in the paper; see `training.param_groups`.
+        self.trained_until = {"whiten.bias": 3 / 8}
         if len(widths) != 3:
             raise InputError(f"widths must be three numbers, one a block, not {widths!r}.")
         if depth not in (2, 3):
@@ -51,18 +53,30 @@ class Airbench(nn.Module):
         self.block1 = _Block(filters, widths[0], depth, momentum)
         self.block2 = _Block(widths[0], widths[1], depth, momentum)
         self.block3 = _Block(widths[1], widths[2], depth, momentum)
-        self.head = nn.Linear(widths[2], num_classes, bias=False)
-        # Deviations of one and a small scale, where the source's scripts for SGD leave the head as torch makes it and
-        # multiply by 1/9: a learning rate of ConvMuon's then suits the heads of all three.
-        with torch.no_grad():
-            self.head.weight.div_(self.head.weight.std())
+        self.num_features, self.num_classes = widths[2], num_classes
+        self.head = self.make_head()
         self.scale = scale / widths[2]
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward_features(self, x: Tensor) -> Tensor:
         x = F.gelu(self.whiten(x))
-        x = self.block3(self.block2(self.block1(x)))
+        return self.block3(self.block2(self.block1(x)))  # type: ignore[no-any-return]
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         x = F.max_pool2d(x, 3).flatten(1)
-        return self.head(x) * self.scale  # type: ignore[no-any-return]
+        if pre_logits:
+            return x
+        x = self.head(x)
+        return x * self.scale if self.num_classes else x  # logits are scaled, features are not
+
+    def make_head(self) -> nn.Module:
+        if not self.num_classes:
+            return nn.Identity()
+        head = nn.Linear(self.num_features, self.num_classes, bias=False)
+        # A standard deviation of one, and a small scale of the logits: one learning rate of ConvMuon then suits the
+        # heads of all three nets. (The source's scripts for SGD keep torch's head and multiply its logits by 1/9.)
+        with torch.no_grad():
+            head.weight.div_(head.weight.std())
+        return head
 
     @torch.no_grad()
     def init_from_images(self, images: Tensor) -> None:
@@ -146,14 +160,13 @@ class _Block(nn.Module):
         super().__init__()
         self.conv1, self.norm1 = _conv(inputs, outputs), _norm(outputs, momentum)
         self.conv2, self.norm2 = _conv(outputs, outputs), _norm(outputs, momentum)
-        if depth == 3:
-            self.conv3, self.norm3 = _conv(outputs, outputs), _norm(outputs, momentum)
-        self.depth = depth
+        self.conv3 = _conv(outputs, outputs) if depth == 3 else None
+        self.norm3 = _norm(outputs, momentum) if depth == 3 else None
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.gelu(self.norm1(max_pool2d(self.conv1(x))))
+        x = F.gelu(self.norm1(F.max_pool2d(self.conv1(x), 2)))
         y = self.norm2(self.conv2(x))
-        if self.depth == 3:
+        if self.conv3 is not None and self.norm3 is not None:
             y = x + self.norm3(self.conv3(F.gelu(y)))
         return F.gelu(y)
 

@@ -13,14 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cifarnets.errors import InputError
-from cifarnets.models.pooling import MaxPool2d, max_pool2d
+from cifarnets.models.classifier import Classifier
 from cifarnets.models.registry import register
 
 Pool = Literal["max", "avg"]
 
 
 @register("convnet")
-class ConvNet(nn.Module):
+class ConvNet(Classifier):
     """Convolutional net of the article, step 16: two convolutions, two poolings, two linear layers.
 
     With ten outputs there are 18,354 parameters.
@@ -39,6 +39,8 @@ class ConvNet(nn.Module):
         InputError: The kernel size is even, `pool` is unknown, or `widths` are not two.
     """
 
+    head_name = "fc2"
+
     def __init__(
         self,
         num_classes: int = 10,
@@ -52,32 +54,39 @@ class ConvNet(nn.Module):
         first, second = _checked(widths, kernel_size, pool)
         self.conv1 = nn.Conv2d(in_channels, first, kernel_size, padding=kernel_size // 2)
         self.act1 = nn.Tanh()
-        self.pool1 = MaxPool2d() if pool == "max" else nn.AvgPool2d(2)
+        self.pool1 = nn.MaxPool2d(2) if pool == "max" else nn.AvgPool2d(2)
         self.conv2 = nn.Conv2d(first, second, kernel_size, padding=kernel_size // 2)
         self.act2 = nn.Tanh()
-        self.pool2 = MaxPool2d() if pool == "max" else nn.AvgPool2d(2)
+        self.pool2 = nn.MaxPool2d(2) if pool == "max" else nn.AvgPool2d(2)
         self.fc1 = nn.Linear(second * 8 * 8, hidden)
         self.act3 = nn.Tanh()
-        self.fc2 = nn.Linear(hidden, num_classes)
+        self.num_features, self.num_classes = hidden, num_classes
+        self.fc2 = self.make_head()
         self.pool_first = pool == "max"
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward_features(self, x: Tensor) -> Tensor:
         if self.pool_first:
             x = self.act1(self.pool1(self.conv1(x)))
             x = self.act2(self.pool2(self.conv2(x)))
         else:
             x = self.pool1(self.act1(self.conv1(x)))
             x = self.pool2(self.act2(self.conv2(x)))
-        return self.fc2(self.act3(self.fc1(x.flatten(1))))  # type: ignore[no-any-return]
+        return x
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        x = self.act3(self.fc1(x.flatten(1)))
+        return x if pre_logits else self.fc2(x)
 
 
 @register("convnet_functional")
-class ConvNetFunctional(nn.Module):
+class ConvNetFunctional(Classifier):
     """`ConvNet` through the functional API, step 17: only the four layers that have parameters are modules.
 
     Arguments, shapes and parameter names are those of `ConvNet`, and so are the outputs, bit for bit: either loads
     the other's weights.
     """
+
+    head_name = "fc2"
 
     def __init__(
         self,
@@ -93,17 +102,22 @@ class ConvNetFunctional(nn.Module):
         self.conv1 = nn.Conv2d(in_channels, first, kernel_size, padding=kernel_size // 2)
         self.conv2 = nn.Conv2d(first, second, kernel_size, padding=kernel_size // 2)
         self.fc1 = nn.Linear(second * 8 * 8, hidden)
-        self.fc2 = nn.Linear(hidden, num_classes)
+        self.num_features, self.num_classes = hidden, num_classes
+        self.fc2 = self.make_head()
         self.pool_first = pool == "max"
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward_features(self, x: Tensor) -> Tensor:
         if self.pool_first:
-            x = torch.tanh(max_pool2d(self.conv1(x)))
-            x = torch.tanh(max_pool2d(self.conv2(x)))
+            x = torch.tanh(F.max_pool2d(self.conv1(x), 2))
+            x = torch.tanh(F.max_pool2d(self.conv2(x), 2))
         else:
             x = F.avg_pool2d(torch.tanh(self.conv1(x)), 2)
             x = F.avg_pool2d(torch.tanh(self.conv2(x)), 2)
-        return self.fc2(torch.tanh(self.fc1(x.flatten(1))))  # type: ignore[no-any-return]
+        return x
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        x = torch.tanh(self.fc1(x.flatten(1)))
+        return x if pre_logits else self.fc2(x)
 
 
 def _checked(widths: Sequence[int], kernel_size: int, pool: str) -> tuple[int, int]:

@@ -6,10 +6,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cifarnets.errors import InputError
+from cifarnets.models.classifier import Classifier
 from cifarnets.models.registry import register
 
 
-class ResNet(nn.Module):
+class ResNet(Classifier):
     """ResNet for CIFAR, section 4.2 of the paper: a 3×3 convolution, three stages of blocks, an average, a linear one.
 
     Each block has two 3×3 convolutions; the second and the third stage begin with stride 2. Shortcuts have no
@@ -58,13 +59,17 @@ class ResNet(nn.Module):
         self.conv = _conv(in_channels, widths[0])
         self.norm = nn.BatchNorm2d(inputs if preact else widths[0])
         self.blocks = nn.Sequential(*blocks)
-        self.head = nn.Linear(inputs, num_classes)
+        self.num_features, self.num_classes = inputs, num_classes
+        self.head = self.make_head()
         self.preact = preact
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward_features(self, x: Tensor) -> Tensor:
         x = self.conv(x)
-        x = F.relu(self.norm(self.blocks(x))) if self.preact else self.blocks(F.relu(self.norm(x)))
-        return self.head(x.mean((2, 3)))  # type: ignore[no-any-return]
+        return F.relu(self.norm(self.blocks(x))) if self.preact else self.blocks(F.relu(self.norm(x)))
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        x = x.mean((2, 3))
+        return x if pre_logits else self.head(x)
 
 
 @register("resnet20")

@@ -1,4 +1,4 @@
-"""Models in weight files: save, load, and the checks between."""
+"""Models in weight files: `save`, `load`, and the checks that a file and a model fit."""
 
 import json
 import math
@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cifarnets.errors import InputError, WeightsError, unknown_name
+from cifarnets.errors import InputError, UnknownNameError, WeightsError, unknown_name
 from cifarnets.models.metadata import ModelMeta, annotate, get_meta, unwrap
-from cifarnets.models.registry import build, model_class, registered, skeleton
+from cifarnets.models.registry import build, is_same_class, model_class, registered, skeleton, unknown_model
 from cifarnets.version import __version__
 from cifarnets.weights import hub
 from cifarnets.weights.files import read_weights, write_weights
@@ -22,22 +22,33 @@ from cifarnets.weights.index import checked_file, releases
 
 
 def save(model: nn.Module, path: str | os.PathLike[str], *, half: bool = False) -> Path:
-    """Write a model into one safetensors file that `load` needs nothing else for.
+    """Write a model into one safetensors file, which is all that `load` needs.
 
-    The file is written whole or not at all. Wrappers (`torch.compile`, data parallel) leave no trace in it.
+    The file is complete or not there: an interrupted `save` leaves the former file. Wrappers (`torch.compile`, data
+    parallel) leave no trace in it.
+
+    Examples:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from cifarnets import create, load, save
+        >>> model = create("convnet", num_classes=3)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     again = load(save(model, Path(folder) / "mine.safetensors"))
+        >>> again.meta == model.meta
+        True
 
     Args:
-        model: A registered model, of any dtype and layout, on any device.
-        path: Where to; `.safetensors` is the usual ending.
-        half: Round float32 to float16 in the file, which is then half as large; it is float32 again when loaded.
+        model: A registered model, of any dtype and memory format, on any device.
+        path: The file; its usual ending is `.safetensors`.
+        half: Round float32 to float16, which halves the file. `load` gives float32 again.
 
     Returns:
         The path.
 
     Raises:
-        WeightsError: The model is not a registered one, or was changed since it was built, so `load` could not rebuild
-            it; or its `meta` holds something that JSON cannot say; or a number is too large for float16.
-        OutputError: The file cannot be written; one that was there is untouched.
+        WeightsError: `load` could not build the model again, because its class is not registered or its layers were
+            changed; or `model.meta` has values that JSON has no form for; or a number is too large for float16.
+        OutputError: The file cannot be written. An existing file stays as it was.
     """
     if reason := why_not_loadable(model):
         raise WeightsError(reason)
@@ -47,10 +58,20 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, half: bool = False) 
 
 
 def why_not_loadable(model: nn.Module) -> str:
-    """Why `load` could not build a model again from a file, and what to do; empty if it could."""
+    """The reason why `load` could not build a model again from a file, with advice; empty if it could.
+
+    Examples:
+        >>> import torch
+        >>> from cifarnets.models import create
+        >>> from cifarnets.models.storage import why_not_loadable
+        >>> why_not_loadable(create("convnet"))
+        ''
+        >>> why_not_loadable(torch.nn.Linear(2, 2)).partition(",")[0]
+        'Linear is not registered'
+    """
     meta, kind = get_meta(model), type(unwrap(model))
-    # A subclass inherits `meta`, but `load` would build the class that the name stands for.
-    if meta is None or model_class(meta.architecture) is not kind:
+    # A subclass inherits `meta`, but `load` would build the class of that name.
+    if meta is None or not is_same_class(model_class(meta.architecture), kind):
         return (
             f"{kind.__name__} is not registered, so it could not be loaded again: put "
             "@cifarnets.models.register('name') before its class."
@@ -64,23 +85,26 @@ def why_not_loadable(model: nn.Module) -> str:
 
 
 def load(source: str | os.PathLike[str]) -> nn.Module:
-    """The model of a weight file: rebuilt, loaded strictly, in eval mode, on the CPU.
+    """Load a model from a weight file, on the CPU and in eval mode.
+
+    Parameters are contiguous, as in a fresh model, whatever memory format the saved model had.
 
     Examples:
+        >>> from cifarnets import load
         >>> load("convnet.cifar3").meta.classes
         ('airplane', 'automobile', 'ship')
         >>> model = load("convnet.safetensors")  # doctest: +SKIP
 
     Args:
-        source: Released weights of `list_models(pretrained=True)`, which come with the library and need no network; a
+        source: A name of `list_models(pretrained=True)`, whose weights come with the library and need no network; a
             path; or an address on the Hugging Face Hub: `hf://owner/repo[@revision][/file]`.
 
     Raises:
-        WeightsError: The file is missing, damaged, a pickle or foreign, its architecture is unknown, or its tensors
-            do not fit; the message says which. Or it is not the file that was released under that name, or a file
-            has that name too.
+        WeightsError: The file is missing, damaged, a pickle or of another program; or the architecture is unknown, or
+            the tensors do not fit it; or a released file was changed; or the name is a file here as well. The message
+            says which.
         DownloadError: The Hub cannot be reached, and the file is not in the cache.
-        UnknownNameError: It reads like the name of released weights, and there are none of that name.
+        UnknownNameError: There are no released weights of that name, and no such file.
     """
     if not isinstance(source, str):
         return _load_file(Path(source))
@@ -92,12 +116,40 @@ def load(source: str | os.PathLike[str]) -> nn.Module:
                 raise WeightsError(f"{source!r} is a file here and the name of released weights: write './{source}'.")
             return load_release(source)
         if get_close_matches(source.partition(".")[0], registered()) and not Path(source).exists():
-            raise unknown_name("weights", source, releases())
+            raise unknown_weights(source)
     return _load_file(Path(source))
 
 
+def unknown_weights(name: str) -> UnknownNameError:
+    """The error for a name without released weights: it says whether there is at least a model of that name.
+
+    Examples:
+        >>> from cifarnets.models.storage import unknown_weights
+        >>> print(str(unknown_weights("resnet56")).partition(":")[0])
+        there are no released weights for 'resnet56'
+    """
+    architecture = name.partition(".")[0]
+    if architecture not in registered():
+        return unknown_model(architecture)  # a misspelt architecture is the likelier mistake
+    if architecture != name:
+        return unknown_name("weights", name, releases())
+    return UnknownNameError(
+        f"there are no released weights for {name!r}: the model exists, but only untrained, as create({name!r}). "
+        f"Weights are released for {', '.join(releases())}."
+    )
+
+
 def load_release(name: str) -> nn.Module:
-    """Released weights, if they are what the index says."""
+    """Load released weights, after a check of the file against the index.
+
+    Examples:
+        >>> from cifarnets.models.storage import load_release
+        >>> load_release("convnet").training
+        False
+
+    Raises:
+        WeightsError: The file, or its header, is not what the index says.
+    """
     release = releases()[name]
     with checked_file(release) as path:
         model = _load_file(path)
@@ -127,20 +179,21 @@ def _load_file(path: Path) -> nn.Module:
             f"know (the file was written by {header['cifarnets']}). Known: {', '.join(registered())}."
         )
     if any(len(value) > len(tensors) for value in meta.config.values() if isinstance(value, tuple)):
-        # A long list makes a deep model, which takes its time; but each of its layers has a tensor here.
-        raise WeightsError(f"the header of {str(path)!r} tells of more layers than the file has tensors.")
+        # A long list makes a deep model, which takes long to build; but every layer must have a tensor in the file.
+        raise WeightsError(f"the header of {str(path)!r} describes more layers than the file has tensors.")
     try:
         if faults := _misfits(meta, tensors):
             raise WeightsError(f"the tensors of {str(path)!r} do not fit the model: {faults}.")
-        with torch.random.fork_rng(devices=[]):  # initialising what is overwritten must not move the user's numbers
+        # Neither the user's random numbers nor a default device of the user take part in a load.
+        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
             model = build(meta.architecture, dict(meta.config))
         described = {key: getattr(meta, key) for key in ("classes", "mean", "std", "training", "results")}
         annotate(model, **described)
     except InputError as error:
         raise WeightsError(f"the header of {str(path)!r} does not fit the architecture: {error}") from error
     for name, target in model.state_dict(keep_vars=True).items():
-        # The file's dtype and layout win; `.data` keeps two names of one parameter one.
-        target.data = tensors[name]
+        # The dtype of the file wins. `.data` keeps a parameter that has two names a single one.
+        target.data = tensors[name].contiguous()
     return model.eval()
 
 
@@ -166,7 +219,7 @@ def _read_meta(path: Path, header: dict[str, Any]) -> ModelMeta:
 
 
 def _misfits(meta: ModelMeta, tensors: Mapping[str, Tensor]) -> str:
-    """How tensors differ from the model that `meta` tells of, in words; empty if they fit."""
+    """The differences between tensors and the model of `meta`, in words; empty if there are none."""
     state = skeleton(meta.architecture, dict(meta.config)).state_dict()
     faults = [f"{name} is missing" for name in state.keys() - tensors.keys()]
     faults += [f"{name} is not part of the model" for name in tensors.keys() - state.keys()]

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from cifarnets.errors import InputError
-from cifarnets.models.pooling import MaxPool2d
+from cifarnets.models.classifier import Classifier
 from cifarnets.models.registry import register
 
 
-class VGG(nn.Module):
+class VGG(Classifier):
     """VGG with BatchNorm: five stages of 3×3 convolutions, each ended by a pooling, and one linear layer.
 
     After five poolings one pixel is left of 32×32, so a single linear layer stands for the paper's three. Convolutions
@@ -43,12 +43,17 @@ class VGG(nn.Module):
             for _ in range(depth):
                 layers += [_conv(inputs, width), nn.BatchNorm2d(width), nn.ReLU()]
                 inputs = width
-            layers.append(MaxPool2d())
+            layers.append(nn.MaxPool2d(2))
         self.features = nn.Sequential(*layers)
-        self.head = nn.Linear(inputs, num_classes)
+        self.num_features, self.num_classes = inputs, num_classes
+        self.head = self.make_head()
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.features(x).flatten(1))  # type: ignore[no-any-return]
+    def forward_features(self, x: Tensor) -> Tensor:
+        return self.features(x)  # type: ignore[no-any-return]
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        x = x.flatten(1)
+        return x if pre_logits else self.head(x)
 
 
 @register("vgg11_bn")

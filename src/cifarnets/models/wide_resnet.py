@@ -4,10 +4,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cifarnets.errors import InputError
+from cifarnets.models.classifier import Classifier
 from cifarnets.models.registry import register
 
 
-class WideResNet(nn.Module):
+class WideResNet(Classifier):
     """Wide ResNet: a 3×3 convolution, three stages of pre-activated blocks, an average and a linear layer.
 
     The stages have 16, 32 and 64 channels times `factor`; the second and the third begin with stride 2. Where the
@@ -46,11 +47,15 @@ class WideResNet(nn.Module):
         self.conv = _conv(in_channels, 16, 3)
         self.blocks = nn.Sequential(*blocks)
         self.norm = nn.BatchNorm2d(inputs)
-        self.head = nn.Linear(inputs, num_classes)
+        self.num_features, self.num_classes = inputs, num_classes
+        self.head = self.make_head()
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.norm(self.blocks(self.conv(x))))
-        return self.head(x.mean((2, 3)))  # type: ignore[no-any-return]
+    def forward_features(self, x: Tensor) -> Tensor:
+        return F.relu(self.norm(self.blocks(self.conv(x))))
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        x = x.mean((2, 3))
+        return x if pre_logits else self.head(x)
 
 
 @register("wide_resnet16_4")
