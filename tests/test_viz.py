@@ -104,7 +104,7 @@ class TestShow:
                 show(nothing)
         others: list[Any] = [(torch.zeros(3, 8, 8), 3), "plane.png", 5]  # the first is an item of a dataset
         for other in others:
-            with pytest.raises(InputError, match=r"a picture is a PIL image or a tensor, not (int|str)"):
+            with pytest.raises(InputError, match=r"a picture is a PIL image, a tensor or an array, not (int|str)"):
                 show(other)
 
     def test_constants_belong_together_and_fit_the_channels(self, image: Tensor) -> None:

@@ -10,7 +10,7 @@ from cifarnets.datasets import Augment, BatchLoader, ImageDataset, SyntheticCIFA
 from cifarnets.errors import InputError
 
 IMAGES = torch.randint(0, 256, (23, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-DATASET = ImageDataset(IMAGES, torch.arange(23) % 5, "abcde", view="unit")
+DATASET = ImageDataset(IMAGES, torch.arange(23) % 5, list("abcde"), view="unit")
 
 
 def _loader(augment: Augment, batch_size: int = 8, seed: int = 3, **options: bool) -> BatchLoader:

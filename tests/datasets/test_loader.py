@@ -206,7 +206,9 @@ def test_blocks_do_not_show(
     n = max(n, batch_size)
     passes = []
     for size in (1, block):
-        loader = BatchLoader(numbered(n), batch_size, shuffle, drop_last, device="cpu", seed=3, augment=augment)
+        loader = BatchLoader(
+            numbered(n), batch_size, shuffle, drop_last=drop_last, device="cpu", seed=3, augment=augment
+        )
         with mock.patch("cifarnets.datasets.loader.BLOCK", size):
             passes.append(list(loader))
     assert len(passes[0]) == len(loader)
