@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 Picture: TypeAlias = "str | os.PathLike[str] | bytes | IO[bytes] | PIL.Image.Image | np.ndarray[Any, Any] | Tensor"
 """A path, the bytes of a file, a file opened in binary mode, a PIL image, an array or a tensor."""
 
-SIZE = (32, 32)
+SIZE = 32
 """Height and width of CIFAR-10's images."""
 
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "ICO")
@@ -49,12 +49,15 @@ TURNS = {
 }
 """What sets a picture upright, under Pillow's names."""
 
+BYTES = "the bytes"
+"""What a picture without a name is called in a message."""
+
 SIDEWAYS = {TURNS[value] for value in (5, 6, 7, 8)}
 """Those that exchange width and height."""
 
 
 def to_pictures(
-    images: "Picture | Sequence[Picture]", channels: int, size: tuple[int, int] = SIZE
+    images: "Picture | Sequence[Picture]", channels: int, size: tuple[int, int] = (SIZE, SIZE)
 ) -> tuple[Tensor, bool]:
     """One picture, or several, as a model sees them before they are normalised.
 
@@ -92,15 +95,15 @@ def to_pictures(
     return (torch.stack(pictures) if pictures else _empty(channels, size)), False
 
 
-def to_picture(image: Picture, channels: int, size: tuple[int, int] = SIZE) -> Tensor:
+def to_picture(image: Picture, channels: int, size: tuple[int, int] = (SIZE, SIZE)) -> Tensor:
     """Any picture as float32 `[channels, *size]` in 0..1, on the CPU.
 
     A picture of another size is resized (bilinear, antialiased). A photograph is turned as its EXIF tag says.
     Transparency is dropped. Colours are in the order red, green, blue: turn round what OpenCV reads, which is blue,
     green, red (`image[..., ::-1]`).
 
-    A picture of 16 bits a pixel is read as 0..65535. If only 10 or 12 of them are used, as by many cameras and scanners,
-    it would be nearly black: multiply it by 64 or 16 first.
+    A picture of 16 bits a pixel is read as 0..65535. Many cameras and scanners use only 10 or 12 of the bits, so that
+    it would be nearly black: multiply such a picture by 64 or 16 first.
 
     Examples:
         >>> import numpy as np
@@ -123,7 +126,7 @@ def to_picture(image: Picture, channels: int, size: tuple[int, int] = SIZE) -> T
             raise _wrong_shape(image.shape)
         return _to_unit(pixels[None], channels, size)[0]
     if isinstance(image, (bytes, bytearray, memoryview)):
-        picture = _read(io.BytesIO(image), "the bytes", size)
+        picture = _read(io.BytesIO(image), BYTES, size)
     elif isinstance(image, (str, os.PathLike)):
         picture = open_picture(image, size)
     elif hasattr(image, "read"):
@@ -133,7 +136,7 @@ def to_picture(image: Picture, channels: int, size: tuple[int, int] = SIZE) -> T
     return _to_unit(_from_pil(picture, channels, size)[None], channels, size)[0]
 
 
-def open_picture(path: str | os.PathLike[str], size: tuple[int, int] = SIZE) -> "PIL.Image.Image":
+def open_picture(path: str | os.PathLike[str], size: tuple[int, int] = (SIZE, SIZE)) -> "PIL.Image.Image":
     """Read a picture file, a large JPEG at a reduced size that is still enough for `size`.
 
     Examples:
@@ -183,7 +186,8 @@ def _read(file: IO[bytes], name: str, size: tuple[int, int]) -> "PIL.Image.Image
         return picture
     except UnidentifiedImageError as error:
         raise InputError(
-            f"{name} is not a picture that can be read ({length:,} bytes); the formats are {', '.join(FORMATS)}."
+            f"{name} {'are' if name == BYTES else 'is'} not a picture that can be read ({length:,} bytes); the formats "
+            f"are {', '.join(FORMATS)}."
         ) from error
     except CifarNetsError:
         raise
