@@ -195,7 +195,7 @@ def _grid(
 
 
 def _columns(count: int) -> int:
-    """How many pictures stand side by side: few places stay empty, and the figure is wider than high."""
+    """How many pictures stand side by side: few places stay empty, and the figure is not higher than wide."""
     widest = min(MOST_COLUMNS, count)
     candidates = range(min(widest, math.ceil(math.sqrt(count))), widest + 1)
     return min(candidates, key=lambda columns: (-count % columns, abs(columns - math.sqrt(2 * count))))

@@ -1,5 +1,6 @@
 """CIFAR-10 from its files: found, checked before anything is unpickled, and laid out as torchvision has it."""
 
+import os
 import pickle
 import sys
 from collections.abc import Callable
@@ -11,8 +12,8 @@ import pytest
 import torch
 import torchvision
 
-from cifarnets.datasets import CIFAR10Normalized, cifar10, download, files
-from cifarnets.errors import DataCorruptError, DataNotFoundError
+from cifarnets.datasets import CIFAR10Normalized, cifar10, download, files, find_cifar10
+from cifarnets.errors import DataCorruptError, DataNotFoundError, InputError
 
 BATCH = f"{files.FOLDER}/data_batch_3"
 
@@ -124,6 +125,39 @@ def test_download_is_called_only_for_what_is_missing(tiny_root: Path, monkeypatc
     (tiny_root / BATCH).unlink()
     assert len(CIFAR10Normalized(tiny_root, download=True)) == 100
     assert asked == [tiny_root]
+
+
+def test_a_transform_cannot_get_lost(tiny_root: Path) -> None:
+    with pytest.raises(TypeError, match="positional"):
+        CIFAR10Normalized(tiny_root, True, abs)  # type: ignore[misc]
+    for name in ("train", "download"):
+        with pytest.raises(InputError, match=f"{name} must be True or False, not <built-in function abs>"):
+            CIFAR10Normalized(tiny_root, **{name: abs})  # type: ignore[arg-type]
+    with torch.device("meta"):
+        assert CIFAR10Normalized(tiny_root, transform=abs)[0][0].min() >= 0
+
+
+def test_find_cifar10(tiny_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert find_cifar10(tiny_root) == find_cifar10(str(tiny_root)) == tiny_root
+    monkeypatch.setenv("CIFARNETS_DATA", str(tiny_root))
+    assert find_cifar10() == tiny_root
+    (tiny_root / BATCH).unlink()
+    assert find_cifar10() is None
+
+
+@pytest.mark.parametrize("root", ["a\0b", "x" * 300, "\ud800"])
+def test_a_folder_that_cannot_be(root: str) -> None:
+    for use in (CIFAR10Normalized, find_cifar10, download.download_cifar10):
+        with pytest.raises(InputError, match="cannot be used"):
+            use(root)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such thing")
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(tiny_root: Path) -> None:
+    (tiny_root / BATCH).unlink()
+    os.mkfifo(tiny_root / BATCH)
+    with pytest.raises(DataNotFoundError, match="data_batch_3"):
+        CIFAR10Normalized(tiny_root)
 
 
 # --- damage
