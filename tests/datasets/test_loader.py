@@ -252,11 +252,12 @@ def test_real_batches_are_those_of_the_plain_dataloader(real_test: CIFAR10Normal
 
 def test_default_dtype_and_device_have_no_say() -> None:
     augment = Augment(flip="random", translate=2, cutout=8, mixup=0.5)
+    dataset = numbered(20)
 
     def batches() -> list[tuple[Tensor, Tensor]]:
         torch.manual_seed(5)
-        plain = BatchLoader(numbered(20), 6, shuffle=True, device="cpu")
-        return [*plain, *BatchLoader(numbered(20), 6, shuffle=True, device="cpu", seed=2, augment=augment)]
+        plain = BatchLoader(dataset, 6, shuffle=True, device="cpu")
+        return [*plain, *BatchLoader(dataset, 6, shuffle=True, device="cpu", seed=2, augment=augment)]
 
     expected = batches()
     try:

@@ -181,6 +181,7 @@ def _fetch(url: str, file: IO[bytes], part: Path, deadline: float | None, slowes
     with _Watchdog() as watchdog:
         # A socket's own timeout begins anew with every byte, so a trickle would never end.
         watchdog.hang_up_in(min(HEADER_SECONDS, left))
+        late = "the time limit is over" if left < HEADER_SECONDS else "it takes too long to answer"
         try:
             response = watchdog.opener().open(request, timeout=min(PATIENCE, left))
         except urllib.error.HTTPError as error:
@@ -188,10 +189,11 @@ def _fetch(url: str, file: IO[bytes], part: Path, deadline: float | None, slowes
             raise
         except Exception as error:
             if watchdog.bit:
-                over = left < HEADER_SECONDS
-                raise TimeoutError("the time limit is over" if over else "it takes too long to answer") from error
+                raise TimeoutError(late) from error
             raise
         with response:
+            if watchdog.bit:  # a header that ends early passes for a whole one
+                raise TimeoutError(late)
             resumed = response.status == 206
             start = have if resumed else 0
             answered = response.headers.get("Content-Range", "")
@@ -355,10 +357,11 @@ def _open_part(part: Path) -> Iterator[IO[bytes]]:
     with _writing(part):
         if part.is_symlink():  # where the system has no O_NOFOLLOW
             raise OSError(0, "it is a link")
-        file = open(os.open(part, flags, 0o666), "r+b")  # noqa: SIM115
-    with file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise OutputError(f"cannot write {str(part)!r}: it is no regular file.")
+        handle = os.open(part, flags, 0o666)
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            os.close(handle)
+            raise OSError(0, "it is no regular file")
+    with open(handle, "r+b") as file:
         yield file
 
 
