@@ -16,7 +16,7 @@ def new_figure(width: float, height: float) -> "Figure":
     """An empty figure of a size in inches, which a notebook draws if a cell ends with it.
 
     Examples:
-        >>> list(new_figure(4, 3).get_size_inches())
+        >>> new_figure(4, 3).get_size_inches().tolist()
         [4.0, 3.0]
 
     Raises:

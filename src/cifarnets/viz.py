@@ -103,7 +103,8 @@ def show_kernels(weight: Tensor, *, path: str | os.PathLike[str] | None = None) 
     the middle grey.
 
     Examples:
-        >>> from cifarnets import create, viz
+        >>> from cifarnets import viz
+        >>> from cifarnets.models import create
         >>> figure = viz.show_kernels(create("convnet").conv1.weight)
 
     Args:
