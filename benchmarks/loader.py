@@ -9,7 +9,7 @@ from torchvision import datasets, transforms
 
 from benchmarks._side_by_side import table, take_turns
 from cifarnets.datasets import ARTICLE_MEAN, ARTICLE_STD, Augment, BatchLoader, CIFAR10Normalized
-from cifarnets.datasets.cifar10 import data_root
+from cifarnets.datasets.files import data_root
 
 IMAGES = 10_000
 BATCH = 64

@@ -18,7 +18,7 @@ from benchmarks._article import CLASSES, Loop, Net, pairs
 from benchmarks._side_by_side import table, take_turns
 from cifarnets import Trainer, seed_everything
 from cifarnets.datasets import ARTICLE_MEAN, ARTICLE_STD, BatchLoader, CIFAR10Normalized, ImageDataset, cifar_subset
-from cifarnets.datasets.cifar10 import data_root
+from cifarnets.datasets.files import data_root
 from cifarnets.models import create
 from cifarnets.training import Callback
 from cifarnets.training.precision import autocast_dtype
