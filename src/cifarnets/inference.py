@@ -1,6 +1,7 @@
 """The one gate where a model meets a batch: shapes, labels, eval mode, test-time augmentation, logits."""
 
 import contextlib
+import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
@@ -28,6 +29,7 @@ def collect_logits(
     Raises:
         InputError: There is no batch, or one does not fit the model; the message says which.
     """
+    check_model(model)
     logits, labels, dtype, channels = [], [], input_dtype(model), in_channels(model)
     with eval_mode(model, device):
         for number, pair in enumerate(batches, 1):
@@ -60,6 +62,18 @@ def forward_logits(model: nn.Module, images: Tensor, tta: TTA | None = None) -> 
     padded = F.pad(images, (1, 1, 1, 1), mode="reflect")
     corners = (padded[:, :, :height, :width], padded[:, :, 2:, 2:])
     return both_sides(images) / 2 + (both_sides(corners[0]) + both_sides(corners[1])) / 4
+
+
+def check_model(model: object) -> None:
+    """Refuse what is no model.
+
+    Raises:
+        InputError: It is something else; for a name, the message says how to load it.
+    """
+    if isinstance(model, nn.Module):
+        return
+    hint = f": load it first, cifarnets.load({model!r})" if isinstance(model, (str, os.PathLike)) else ""
+    raise InputError(f"the model must be a torch.nn.Module, not {type(model).__name__} {model!r}{hint}.")
 
 
 def check_tta(tta: object) -> None:
