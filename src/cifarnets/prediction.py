@@ -1,5 +1,7 @@
 """What is in a picture, and what a model sees in it."""
 
+import functools
+import math
 import os
 import threading
 from collections.abc import Iterable, Sequence
@@ -14,13 +16,16 @@ from cifarnets.datasets.images import normalize
 from cifarnets.datasets.pictures import FORMATS, SIZE, Picture, to_picture, to_pictures
 from cifarnets.errors import InputError, unknown_name
 from cifarnets.inference import TTA, check_model, check_probabilities, eval_mode, forward_logits, name_outputs
-from cifarnets.models.metadata import get_meta, in_channels, input_dtype, unwrap
+from cifarnets.models.metadata import get_meta, unwrap
 
 Prediction: TypeAlias = list[tuple[str, float]]
 """Class names with their probabilities, the likeliest first."""
 
 BATCH_SIZE = 1000
 """Pictures that go through a model at a time."""
+
+_WHITE = torch.full((1, 1, 1), 255, dtype=torch.float32, device="cpu")
+"""A tensor, so that the quotient of uint8 is float32, whatever the default dtype is."""
 
 
 def predict(
@@ -73,30 +78,29 @@ def predict(
         InputError: Something is no picture, and of several the message says which; `topk` is out of range, there are
             more classes than outputs, the model does not know its constants and none are passed, or it gives NaN.
     """
-    inputs, single = Preprocessing.of(model, mean, std).prepare(images)
-    names = _class_names(classes)
+    preprocessing = Preprocessing.of(model, mean, std, classes)
+    inputs, single = preprocessing.prepare(images)
     if not isinstance(topk, int) or isinstance(topk, bool):
         raise InputError(f"topk must be a whole number, not {topk!r}.")
     if not len(inputs):
         return []
-    target, dtype = resolve_device(device), input_dtype(model)
-    with eval_mode(model, target):
-        parts = [forward_logits(model, part.to(target, dtype), tta).cpu() for part in torch.split(inputs, BATCH_SIZE)]
+    target = resolve_device(device)
+    with eval_mode(model, target) as session:
+        parts = [forward_logits(model, part.to(target, session.dtype), tta).cpu() for part in _split(inputs)]
     probabilities = (parts[0] if len(parts) == 1 else torch.cat(parts)).softmax(1)
-    check_probabilities(probabilities)
-    outputs = probabilities.shape[1]
-    if names is None:
-        meta = get_meta(model)
-        names = meta.classes if meta else None
-    elif len(names) > outputs:
+    outputs, names = probabilities.shape[1], preprocessing.classes
+    if classes is not None and names is not None and len(names) > outputs:
         raise InputError(f"{len(names)} classes ({', '.join(names)}) do not fit a model of {outputs} outputs.")
     names = name_outputs(names, outputs)
     if not 1 <= topk <= outputs:
         raise InputError(f"topk must be between 1 and {outputs}, the number of classes, not {topk}.")
     top = probabilities.topk(topk)
+    values = top.values.tolist()
+    if any(math.isnan(row[0]) for row in values):
+        check_probabilities(probabilities)  # raises
     predictions = [
-        [(names[index], probability) for index, probability in zip(row, values, strict=True)]
-        for row, values in zip(top.indices.tolist(), top.values.tolist(), strict=True)
+        [(names[index], probability) for index, probability in zip(row, shares, strict=True)]
+        for row, shares in zip(top.indices.tolist(), values, strict=True)
     ]
     return predictions[0] if single else predictions
 
@@ -169,12 +173,12 @@ def features(
             raise unknown_name("layer", name, layers)
     probes = {name: _Probe(_head(model) if name is None else layers[name], before=name is None) for name in names}
     inputs, single = Preprocessing.of(model, mean, std).prepare(images)
-    target, dtype = resolve_device(device), input_dtype(model)
+    target = resolve_device(device)
     parts: dict[str | None, list[Tensor]] = {name: [] for name in names}
     try:
-        with eval_mode(model, target):
-            for part in torch.split(inputs, BATCH_SIZE):
-                model(part.to(target, dtype))
+        with eval_mode(model, target) as session:
+            for part in _split(inputs):
+                model(part.to(target, session.dtype))
                 for name, probe in probes.items():
                     if not isinstance(probe.seen, Tensor):
                         kind = "nothing" if probe.seen is None else type(probe.seen).__name__
@@ -219,7 +223,7 @@ def _head(model: nn.Module) -> nn.Module:
 
 
 class Preprocessing(NamedTuple):
-    """What becomes of a picture before a model sees it.
+    """What becomes of a picture before a model sees it, and what its outputs are called.
 
     Examples:
         >>> import torch
@@ -235,45 +239,53 @@ class Preprocessing(NamedTuple):
         mean: The mean of each channel of images in 0..1.
         std: The standard deviation of each channel.
         size: Height and width.
+        classes: The names of the outputs; None where they are unknown.
     """
 
-    mean: Sequence[float]
-    std: Sequence[float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     size: tuple[int, int]
+    classes: tuple[str, ...] | None
 
     @classmethod
     def of(
-        cls, model: nn.Module, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
+        cls,
+        model: nn.Module,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        classes: Sequence[str] | None = None,
     ) -> "Preprocessing":
-        """The preprocessing that a model knows, with what is passed instead.
+        """What a model knows, with what is passed instead.
 
         Examples:
             >>> import cifarnets
             >>> Preprocessing.of(cifarnets.create("convnet"), mean=[0.5] * 3, std=[0.25] * 3).std
-            [0.25, 0.25, 0.25]
+            (0.25, 0.25, 0.25)
 
         Raises:
             InputError: The model does not know its constants and none are passed, or they do not fit its channels.
         """
         check_model(model)
         meta = get_meta(model)
-        mean = mean if mean is not None else meta.mean if meta else None
-        std = std if std is not None else meta.std if meta else None
+        if meta is not None:
+            mean = meta.mean if mean is None else mean
+            std = meta.std if std is None else std
+            classes = meta.classes if classes is None else classes
         if mean is None or std is None:
             raise InputError(
                 "the model does not know how its images were normalised: train it with a Trainer on a dataset of "
                 "cifarnets, annotate it with cifarnets.models.annotate, or pass mean= and std=."
             )
-        channels = in_channels(model)
+        channels = meta.config.get("in_channels") if meta is not None else None
         try:
-            count = len(mean)
+            mean, std = tuple(mean), tuple(std)
         except TypeError:
             raise InputError(
-                f"mean must be one number for each channel, such as (0.5, 0.5, 0.5), not {mean!r}."
+                f"mean and std must be one number for each channel, such as (0.5, 0.5, 0.5), not {mean!r} and {std!r}."
             ) from None
-        if channels is not None and count != channels:
-            raise InputError(f"{count} constants {tuple(mean)} do not fit images of {channels} channels.")
-        return cls(mean, std, (SIZE, SIZE))
+        if channels is not None and len(mean) != channels:
+            raise InputError(f"{len(mean)} constants {mean} do not fit images of {channels} channels.")
+        return cls(mean, std, (SIZE, SIZE), classes if isinstance(classes, tuple) else _class_names(classes))
 
     def read(self, picture: Picture) -> Tensor:
         """Any picture as float32 `[C, H, W]` in 0..1, not normalised yet.
@@ -298,10 +310,29 @@ class Preprocessing(NamedTuple):
         Returns:
             float32 `[N, C, H, W]`, and whether it was a single picture.
         """
-        if isinstance(images, (str, os.PathLike)) and os.path.isdir(images):  # noqa: PTH112 (NUL is no error here)
-            images = find_pictures(images)
-        pictures, single = to_pictures(images, len(self.mean), self.size)  # type: ignore[arg-type]
-        return normalize(pictures, self.mean, self.std), single
+        shape = (len(self.mean), *self.size)
+        if isinstance(images, Tensor) and images.dtype == torch.uint8 and images.shape == shape and _is_plain(images):
+            # Nothing to check or to resize, and the checks would take as long as a small net.
+            pictures, single = images[None] / _WHITE, True
+        else:
+            if isinstance(images, (str, os.PathLike)) and os.path.isdir(images):  # noqa: PTH112 (NUL is no error here)
+                images = find_pictures(images)
+            pictures, single = to_pictures(images, shape[0], self.size)  # type: ignore[arg-type]
+            pictures = pictures.clone()  # may be the user's own
+        center, spread = _columns(self.mean, self.std)
+        return pictures.sub_(center).div_(spread), single
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    return tensor.is_cpu and tensor.layout == torch.strided
+
+
+@functools.lru_cache(maxsize=64)
+def _columns(mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[Tensor, Tensor]:
+    """The constants as `[C, 1, 1]`, made once, since that takes longer than to use them on one picture."""
+    like = torch.zeros(len(mean), 1, 1, dtype=torch.float32, device="cpu")
+    normalize(like, mean, std)  # refuses what no image can be normalised with
+    return like + like.new_tensor(mean).view(-1, 1, 1), like + like.new_tensor(std).view(-1, 1, 1)
 
 
 def find_pictures(folder: str | os.PathLike[str]) -> list[Path]:
@@ -327,6 +358,10 @@ def find_pictures(folder: str | os.PathLike[str]) -> list[Path]:
         named = [name for name in files if not name.startswith(".") and Path(name).suffix.lower() in endings]
         found += [Path(parent, name) for name in named]
     return sorted(found)
+
+
+def _split(inputs: Tensor) -> Sequence[Tensor]:
+    return (inputs,) if len(inputs) <= BATCH_SIZE else torch.split(inputs, BATCH_SIZE)
 
 
 def _class_names(classes: Any) -> tuple[str, ...] | None:
