@@ -223,14 +223,42 @@ class _FileLog(Callback):
 
 
 class CSVLog(_FileLog):
-    """Keeps the history in a CSV file, whole after every epoch."""
+    """Writes the history to a CSV file after every epoch.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from cifarnets import Trainer, create
+        >>> from cifarnets.datasets import BatchLoader, SyntheticCIFAR10
+        >>> from cifarnets.training import CSVLog
+        >>> trainer = Trainer(create("convnet"), callbacks=[CSVLog("history.csv")], progress=False)
+        >>> history = trainer.fit(BatchLoader(SyntheticCIFAR10(size=100)), epochs=2)
+        >>> len(Path("history.csv").read_text().splitlines())
+        3
+
+    Args:
+        path: The file.
+    """
 
     def write(self, history: History) -> None:
         history.to_csv(self.path)
 
 
 class JSONLinesLog(_FileLog):
-    """Keeps the history in a file of JSON lines, whole after every epoch."""
+    """Writes the history to a file of JSON lines after every epoch.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from cifarnets import Trainer, create
+        >>> from cifarnets.datasets import BatchLoader, SyntheticCIFAR10
+        >>> from cifarnets.training import JSONLinesLog
+        >>> trainer = Trainer(create("convnet"), callbacks=[JSONLinesLog("history.jsonl")], progress=False)
+        >>> history = trainer.fit(BatchLoader(SyntheticCIFAR10(size=100)), epochs=2)
+        >>> len(Path("history.jsonl").read_text().splitlines())
+        2
+
+    Args:
+        path: The file.
+    """
 
     def write(self, history: History) -> None:
         history.to_jsonl(self.path)
@@ -239,8 +267,13 @@ class JSONLinesLog(_FileLog):
 class TensorBoardLog(Callback):
     """Writes every figure of the history for TensorBoard (`torch.utils.tensorboard`; the extra `tensorboard`).
 
+    Examples:
+        >>> from cifarnets import Trainer, create
+        >>> from cifarnets.training import TensorBoardLog
+        >>> trainer = Trainer(create("convnet"), callbacks=[TensorBoardLog("runs/tensorboard")])
+
     Args:
-        folder: What `tensorboard --logdir` is given.
+        folder: The folder for `tensorboard --logdir`.
 
     Raises:
         MissingExtraError: tensorboard is not installed.
