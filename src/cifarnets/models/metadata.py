@@ -39,7 +39,7 @@ def unwrap(model: nn.Module) -> nn.Module:
     while True:
         # A compiled model passes on what the inner one knows, so only its own attribute tells it apart; and a
         # registered model may have a layer that it calls `module`.
-        inner = getattr(model, "_orig_mod", None)
+        inner = getattr(model, "_modules", {}).get("_orig_mod")  # `getattr` of what is not there takes long
         if inner is None and not isinstance(getattr(model, "meta", None), ModelMeta):
             inner = getattr(model, "module", None)
         if not isinstance(inner, nn.Module):

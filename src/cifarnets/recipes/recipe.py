@@ -50,7 +50,8 @@ class Recipe:
         lr: learning rate, or its peak where a schedule changes it
         optimizer_options: further arguments of the optimizer: momentum=0.9
         decay_biases: weight decay on biases and normalisation layers too
-        schedule: how the learning rate changes, batch by batch
+        schedule: how the learning rate changes, batch by batch: constant, cosine, one_cycle, triangular, trapezoidal
+            or step
         schedule_options: further arguments of the schedule: warmup=0.1
         label_smoothing: of the cross-entropy, 0..1
         accumulate: batches an optimizer step
@@ -112,7 +113,8 @@ class Recipe:
 
     def trainer_options(self) -> dict[str, Any]:
         """Return the fields that are arguments of the `Trainer`."""
-        return {name: getattr(self, name) for name in hints_of(Recipe) if name in signature(Trainer).parameters}
+        accepted = signature(Trainer).parameters.keys() - {"model"}
+        return {name: getattr(self, name) for name in hints_of(Recipe) if name in accepted}
 
     def differences(self, other: "Recipe") -> list[str]:
         """Say in which fields another recipe differs; empty if it trains in the same way.
