@@ -72,6 +72,10 @@ class Checkpoint(Callback):
         if trainer.interrupted and not trainer.failed:
             self._write_state(trainer)
 
+    def check_state(self, state: dict[str, Any], trainer: "Trainer") -> None:
+        if self._best and state:
+            self._best.check_state(state, "Checkpoint")
+
     def state_dict(self) -> dict[str, Any]:
         return {"best": self._best.best} if self._best else {}
 
