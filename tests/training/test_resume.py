@@ -1,19 +1,281 @@
-"""A real run on real data, killed ten times, against one that nobody touched."""
+"""A resumed fit ends as if it had never stopped, from every batch and every moment, and after every kill."""
 
 import csv
+import math
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from tests.training.helpers import (
+    MakeNet,
+    OnEveryHook,
+    assert_same_weights,
+    batches_of,
+    random_numbers,
+    without_times,
+)
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import ExponentialLR
+from torch.utils.data import DataLoader, RandomSampler
 
-from cifarnets import load
+import cifarnets
+from cifarnets import Trainer, load
 from cifarnets.cli import main
+from cifarnets.datasets import BatchLoader, ImageDataset
+from cifarnets.errors import DivergedError, InputError
+from cifarnets.training import EMA, Callback, Checkpoint, EarlyStopping
+from cifarnets.training.checkpoint import CHECKPOINT_FILE
+from cifarnets.weights.state import read_state
+
+
+class Archive(Checkpoint):
+    """Keeps every state that it writes, each in a folder of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, every_batches=1)
+        self.kept: list[Path] = []
+
+    def _write_state(self, trainer: Trainer) -> None:
+        super()._write_state(trainer)
+        self.kept.append(self.folder / f"{len(self.kept):03}")
+        self.kept[-1].mkdir()
+        shutil.copy(self.folder / CHECKPOINT_FILE, self.kept[-1] / CHECKPOINT_FILE)
+
+
+class Noisy:
+    """Batches with noise from every global generator, as augmentations of users may draw it."""
+
+    def __init__(self, dataset: ImageDataset) -> None:
+        self.batches = list(BatchLoader(dataset, 16, device="cpu"))
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for images, labels in self.batches:
+            yield images + torch.randn_like(images) + sum(random_numbers()), labels
+
+
+class Dropping(nn.Sequential):
+    """A net with state beside its weights, and with random numbers in its forward pass."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            nn.Conv2d(3, 4, 3, stride=4), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Dropout(0.3), nn.Linear(256, 3)
+        )
+
+
+ADAM: dict[str, Any] = {"optimizer": "adam", "accumulate": 2, "clip_norm": 1.0, "schedule": "cosine"}
+
+
+SETUPS: dict[str, Any] = {
+    "BatchLoader": (
+        "net",
+        lambda data: BatchLoader(data, 16, shuffle=True, device="cpu", seed=3),
+        {"lr": 0.05, "optimizer_options": {"momentum": 0.9}, "schedule": "one_cycle"},
+        list,
+    ),
+    "DataLoader": ("net", lambda data: DataLoader(data, 16, shuffle=True), {"lr": 0.05}, list),
+    "DataLoader with its own numbers": (
+        "net",
+        lambda data: DataLoader(data, 16, shuffle=True, generator=torch.Generator().manual_seed(1)),
+        {"lr": 0.05, "schedule": lambda optimizer: ExponentialLR(optimizer, 0.9)},
+        list,
+    ),
+    "numbers from everywhere": ("dropping", Noisy, {"seed": 4, "accumulate": 3}, list),
+    "all callbacks": (
+        "dropping",
+        lambda data: BatchLoader(data, 9, shuffle=True, device="cpu", seed=3),  # five batches, three steps
+        {**ADAM, "lr": 0.03, "schedule_options": {"warmup": 0.2}},
+        lambda: [EMA(0.8), EarlyStopping("val_loss", patience=1, min_delta=0.2)],
+    ),
+}
+
+
+def set_up(name: str, net: MakeNet, data: ImageDataset, folder: Path, *more: Callback) -> tuple[Trainer, Any]:
+    model, loader, options, callbacks = SETUPS[name]
+    cifarnets.seed_everything(1)
+    torch.manual_seed(1)
+    built = net() if model == "net" else Dropping()
+    cifarnets.seed_everything(2)
+    # The checkpoint is named first, as users may: what it holds must not depend on that.
+    trainer = Trainer(built, **options, callbacks=[Archive(folder), *callbacks(), *more], device="cpu")
+    return trainer, loader(data)
+
+
+def assert_same_end(ours: Trainer, theirs: Trainer, numbers: tuple[float, float, float]) -> None:
+    assert without_times(ours.history) == without_times(theirs.history)
+    assert_same_weights(ours.model, theirs.model)
+    assert_same_weights(ours.eval_model, theirs.eval_model)
+    assert (ours.epoch, ours.step, ours.lr) == (theirs.epoch, theirs.step, theirs.lr)
+    assert str(ours.optimizer.state_dict()) == str(theirs.optimizer.state_dict())
+    assert random_numbers() == numbers
+
+
+@pytest.mark.parametrize("name", SETUPS)
+def test_resumed_from_any_batch_it_ends_as_if_never_stopped(
+    net: MakeNet, train: ImageDataset, val_loader: BatchLoader, tmp_path: Path, name: str
+) -> None:
+    whole, loader = set_up(name, net, train, tmp_path / "whole")
+    whole.fit(loader, val_loader, epochs=3)
+    numbers = random_numbers()
+    stopped_early = name == "all callbacks"
+    assert (len(whole.history) < 3) == stopped_early, "early stopping must have had its say"
+    (archive,) = (callback for callback in whole.callbacks if isinstance(callback, Archive))
+    assert len(archive.kept) == len(whole.history) * (len(loader) + 1)
+
+    for number, folder in enumerate(archive.kept):
+        resumed, loader = set_up(name, net, train, tmp_path / f"resumed{number}")
+        cifarnets.seed_everything(number)  # which must not matter
+        resumed.fit(loader, val_loader, epochs=3, resume=folder)
+        if number == len(archive.kept) - 1:  # nothing was left to do
+            assert without_times(resumed.history) == without_times(whole.history)
+            assert_same_weights(resumed.eval_model, whole.eval_model)
+        else:
+            assert_same_end(resumed, whole, numbers)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows cannot send itself these signals")
+@pytest.mark.parametrize("name", ["DataLoader", "all callbacks"])
+def test_interrupted_at_any_moment_it_goes_on_from_the_very_batch(
+    net: MakeNet, train: ImageDataset, val_loader: BatchLoader, tmp_path: Path, name: str
+) -> None:
+    moments: list[str] = []
+    whole, loader = set_up(name, net, train, tmp_path / "whole", OnEveryHook(lambda hook, _: moments.append(hook)))
+    whole.fit(loader, val_loader, epochs=2)
+    numbers = random_numbers()
+
+    for moment in range(len(moments) - 1):  # the last is on_fit_end, after which there is nothing to stop
+        folder = tmp_path / str(moment)
+        passed = iter(range(len(moments)))
+
+        def kill(_hook: str, _trainer: Trainer, moment: int = moment, passed: Iterator[int] = passed) -> None:
+            if next(passed) == moment:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        killed, loader = set_up(name, net, train, folder, OnEveryHook(kill))
+        # What is saved when the signal has come must do, whatever was saved before.
+        killed.callbacks[:] = [callback for callback in killed.callbacks if not isinstance(callback, Archive)]
+        killed.callbacks.append(Checkpoint(folder))
+        killed.fit(loader, val_loader, epochs=2)
+        assert killed.interrupted
+        random_numbers()
+        resumed, loader = set_up(name, net, train, tmp_path / f"resumed{moment}", OnEveryHook(lambda *_: None))
+        resumed.fit(loader, val_loader, epochs=2, resume=folder)
+        assert resumed.global_step == whole.global_step
+        if killed.epoch < whole.epoch:
+            assert_same_end(resumed, whole, numbers)
+        else:
+            assert without_times(resumed.history) == without_times(whole.history)
+
+
+def test_resume_without_a_checkpoint_starts_from_the_beginning(
+    net: MakeNet, loader: BatchLoader, tmp_path: Path
+) -> None:
+    assert len(Trainer(net(), device="cpu").fit(loader, epochs=1, resume=tmp_path / "none")) == 1
+
+
+def test_resume_counts_the_epochs_of_its_fit(net: MakeNet, loader: BatchLoader, tmp_path: Path) -> None:
+    first = Trainer(net(), callbacks=[Checkpoint(tmp_path)], device="cpu")
+    first.fit(loader, epochs=1)
+    first.fit(loader, epochs=2)
+    done = Trainer(net(), device="cpu")
+    assert without_times(done.fit(loader, epochs=2, resume=tmp_path)) == without_times(first.history)
+    more = Trainer(net(), device="cpu")
+    more.fit(loader, epochs=3, resume=tmp_path)
+    assert [row["epoch"] for row in more.history] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"num_classes": 4}, "size mismatch for fc2.weight"),
+        ({"decay_biases": False}, "different number of parameter groups"),
+        ({"schedule": "step"}, "another schedule"),
+        ({"schedule": "triangular"}, "another schedule"),
+        ({"schedule": None}, "another schedule"),
+        ({"epochs": 2}, "a fit of 1 epochs"),
+        ({"batch_size": 8}, "another loader: 3 batches an epoch, not 5"),
+    ],
+)
+def test_a_checkpoint_of_another_fit_is_refused(
+    net: MakeNet, train: ImageDataset, tmp_path: Path, other: dict[str, Any], message: str
+) -> None:
+    options: dict[str, Any] = {"schedule": "cosine", "optimizer_options": {"momentum": 0.9}, "device": "cpu"}
+    loader = BatchLoader(train, 16, device="cpu", seed=0)
+    Trainer(net(), **options, callbacks=[Checkpoint(tmp_path)]).fit(loader, epochs=1)
+    options |= other
+    loader = BatchLoader(train, options.pop("batch_size", 16), device="cpu", seed=0)
+    epochs = options.pop("epochs", 1)
+    model = cifarnets.models.create("convnet", num_classes=options.pop("num_classes", 3), widths=(4, 4), hidden=8)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    trainer = Trainer(model, **options)
+    with pytest.raises(InputError, match=f"the checkpoint is .*(?s:.*){message}"):
+        trainer.fit(loader, epochs=epochs, resume=tmp_path)
+    assert (trainer.epoch, trainer.history, trainer.optimizer.state_dict()["state"]) == (0, [], {})
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name]), f"{name} was loaded all the same"
+
+
+def test_what_an_epoch_has_seen_is_resumed_on_the_device(net: MakeNet, loader: BatchLoader, tmp_path: Path) -> None:
+    stop = OnEveryHook(
+        lambda hook, trainer: trainer.stop() if hook == "on_batch_end" and trainer.batches_done == 2 else None
+    )
+    Trainer(net(), callbacks=[Checkpoint(tmp_path, every_batches=1), stop], device="cpu").fit(loader, epochs=1)
+    trainer = Trainer(net(), device="cpu")
+    trainer.loader, trainer.end_epoch = loader, 1
+    trainer.device = torch.device("meta")  # one that is not the CPU, where the file is read
+    trainer.load_state_dict(read_state(tmp_path / CHECKPOINT_FILE))
+    assert [tensor.device.type for tensor in (*trainer.metrics.losses, trainer.metrics.correct)] == ["meta"] * 3
+
+
+def test_a_samplers_own_generator_is_resumed(net: MakeNet, train: ImageDataset, tmp_path: Path) -> None:
+    def setup(*more: Callback) -> tuple[Trainer, Any]:
+        sampler = RandomSampler(train, generator=torch.Generator().manual_seed(5))
+        return Trainer(net(), callbacks=more, device="cpu"), DataLoader(train, 8, sampler=sampler)
+
+    whole, loader = setup()
+    whole.fit(loader, epochs=2)
+    first, loader = setup(
+        Checkpoint(tmp_path), OnEveryHook(lambda hook, trainer: trainer.stop() if hook == "on_epoch_end" else None)
+    )
+    first.fit(loader, epochs=2)
+    resumed, loader = setup()
+    resumed.fit(loader, epochs=2, resume=tmp_path)
+    assert without_times(resumed.history) == without_times(whole.history)
+
+
+def test_a_checkpoint_of_another_plan_is_refused(
+    net: MakeNet, train: ImageDataset, loader: BatchLoader, tmp_path: Path
+) -> None:
+    Trainer(net(), schedule="one_cycle", callbacks=[Checkpoint(tmp_path)], device="cpu").fit(loader, epochs=1)
+    again = Trainer(net(), schedule="one_cycle", device="cpu")
+    with pytest.raises(InputError, match=r"is of a fit of 1 epochs with a schedule made for these; .* for 3"):
+        again.fit(loader, epochs=3, resume=tmp_path)
+    for other in (DataLoader(train, 16, shuffle=True), BatchLoader(train, 8, True, device="cpu")):
+        with pytest.raises(InputError, match="is of a fit on another loader: 3 batches an epoch, not"):
+            Trainer(net(), schedule="one_cycle", device="cpu").fit(other, epochs=1, resume=tmp_path)
+
+
+def test_a_good_checkpoint_is_not_lost_to_nan(net: MakeNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(math, "isfinite", lambda _: True)  # as on a GPU, where to look at each loss is to wait for it
+    batches = batches_of(*[(None, None)] * 12, (NAN, None), *[(None, None)] * 20)
+    trainer = Trainer(net(), callbacks=[Checkpoint(tmp_path, every_batches=10)], device="cpu")
+    with pytest.raises(DivergedError, match="the loss is nan at epoch 1, batch 13"):
+        trainer.fit(batches, epochs=1)
+    state = read_state(tmp_path / CHECKPOINT_FILE)
+    assert state["progress"]["batch"] == 10
+    assert all(value.isfinite().all() for value in state["model"].values())
+
 
 RUN = ["train", "convnet", "--classes", "airplane,automobile,ship", "--epochs", "5", "--val", "1500", "--ema", "0.99"]
 HOW = [

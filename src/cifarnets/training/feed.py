@@ -229,7 +229,8 @@ def _until_workers_end(batches: Iterator[Batch], is_stopping: Callable[[], bool]
             batch = next(batches)
         except StopIteration:
             return
-        except RuntimeError as error:  # torch's, for a worker that has gone
+        # torch's, for a worker that has gone; or what comes of asking it for a tensor that it had announced.
+        except (RuntimeError, OSError, EOFError) as error:
             if not is_stopping():
                 raise
             raise WorkersEndedError from error

@@ -272,10 +272,10 @@ class Trainer:
             except BaseException as error:
                 self.failed = True
                 self.interrupted = isinstance(error, KeyboardInterrupt)
-                self.model.eval()
+                self._set_eval()
                 notify_end(self.callbacks, self)  # the error that ended the fit is the one to report
                 raise
-            self.model.eval()
+            self._set_eval()
             ended = notify_end(self.callbacks, self)
             if ended is not None:
                 raise ended
@@ -577,6 +577,11 @@ class Trainer:
         if asked:
             self._stopping = self.world.any(self._stopping, self.device)
         return asked and self._stopping
+
+    def _set_eval(self) -> None:
+        """Leave the model as people use it next: calling it then gives what `evaluate` and `predict` compute."""
+        self.model.eval()
+        self.eval_model.eval()
 
     def _notify(self, hook: str) -> None:
         notify(self.callbacks, hook, self)
