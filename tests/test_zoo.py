@@ -91,9 +91,9 @@ def test_calibration_and_augmented_accuracy_are_measured_again(name: str, real_r
     model, facts = load(name), models.info(name).release
     assert facts is not None
     loader = BatchLoader(load_recipe(name).dataset(False, real_root), 1000, device="cpu", channels_last=True)
-    assert evaluate(model, loader, "cpu").ece == pytest.approx(facts.file_ece, abs=1e-3)
+    assert evaluate(model, loader, device="cpu").ece == pytest.approx(facts.file_ece, abs=1e-3)
     if facts.tta:
-        augmented = evaluate(model, loader, "cpu", tta=facts.tta).accuracy
+        augmented = evaluate(model, loader, device="cpu", tta=facts.tta).accuracy
         assert augmented == pytest.approx(facts.file_tta_accuracy, abs=5e-4)
 
 

@@ -118,7 +118,7 @@ class TestFolder:
         result = go(RICH, tmp_path / "run")
         model: Any = load(tmp_path / "run" / "model.safetensors")
         assert same_weights(model, result.model)
-        assert evaluate(model, on_test(RICH), "cpu") == result.evaluations["test"]
+        assert evaluate(model, on_test(RICH), device="cpu") == result.evaluations["test"]
         assert model.meta.classes == RICH.classes
         assert model.meta.config["num_classes"] == 5
         assert model.meta.mean == pytest.approx(RICH.dataset(True).constants[0])
@@ -128,15 +128,15 @@ class TestFolder:
         result = go(replace(SMALL, val=50), tmp_path / "run")
         assert {name: found.n for name, found in result.evaluations.items()} == {"train": 350, "test": 100, "val": 50}
         assert result.evaluations["val"].accuracy == result.history[-1]["val_accuracy"]
-        assert result.evaluations["test"] == evaluate(result.model, on_test(SMALL), "cpu")
+        assert result.evaluations["test"] == evaluate(result.model, on_test(SMALL), device="cpu")
         written = read(tmp_path / "run", "evaluation.json")
         assert written == json.loads(json.dumps({name: e.to_dict() for name, e in result.evaluations.items()}))
 
     def test_test_time_augmentation_is_an_entry_of_its_own(self, tmp_path: Path) -> None:
         result = go(replace(SMALL, epochs=1, tta="mirror", val=50), tmp_path / "run")
         assert set(result.evaluations) == {"train", "test", "val", "test (mirror)", "val (mirror)"}
-        assert result.evaluations["test (mirror)"] == evaluate(result.model, on_test(SMALL), "cpu", tta="mirror")
-        assert result.evaluations["test"] == evaluate(result.model, on_test(SMALL), "cpu")
+        assert result.evaluations["test (mirror)"] == evaluate(result.model, on_test(SMALL), device="cpu", tta="mirror")
+        assert result.evaluations["test"] == evaluate(result.model, on_test(SMALL), device="cpu")
         assert set(read(tmp_path / "run", "evaluation.json")) == set(result.evaluations)
 
     def test_a_moving_average_is_what_is_evaluated_and_saved(self, tmp_path: Path) -> None:
@@ -145,8 +145,8 @@ class TestFolder:
         saved = load(tmp_path / "run" / "model.safetensors")
         assert same_weights(saved, result.model)
         assert not same_weights(saved, spy.trainer.model)
-        assert evaluate(saved, on_test(SMALL), "cpu") == result.evaluations["test"]
-        assert evaluate(spy.trainer.model, on_test(SMALL), "cpu") != result.evaluations["test"]
+        assert evaluate(saved, on_test(SMALL), device="cpu") == result.evaluations["test"]
+        assert evaluate(spy.trainer.model, on_test(SMALL), device="cpu") != result.evaluations["test"]
 
     def test_a_folder_that_is_not_empty_is_left_alone(self, tmp_path: Path) -> None:
         (tmp_path / "thesis.txt").write_text("all I have")

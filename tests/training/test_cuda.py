@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.training.helpers import MakeNet
+from tests.training.helpers import MakeNet, StopAt
 
 from cifarnets import Trainer
 from cifarnets.datasets import BatchLoader, ImageDataset
@@ -26,7 +26,7 @@ def _exact_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_on_cuda_a_short_fit_is_that_of_the_cpu(net: MakeNet, train: ImageDataset, channels_last: bool) -> None:
     histories = []
     for device in ("cpu", "cuda"):
-        loader = BatchLoader(train, 16, True, device=device, seed=0, channels_last=channels_last)
+        loader = BatchLoader(train, 16, shuffle=True, device=device, seed=0, channels_last=channels_last)
         trainer = Trainer(net(), lr=0.05, device=device, channels_last=channels_last, progress=False)
         histories.append(trainer.fit(loader, epochs=2))
     on_cpu, on_cuda = histories
@@ -36,13 +36,8 @@ def test_on_cuda_a_short_fit_is_that_of_the_cpu(net: MakeNet, train: ImageDatase
 
 @pytest.mark.gpu
 def test_on_cuda_a_resumed_fit_ends_as_if_never_stopped(net: MakeNet, train: ImageDataset, tmp_path: Path) -> None:
-    class StopAt(Callback):
-        def on_batch_end(self, trainer: Trainer) -> None:
-            if trainer.epoch == 1 and trainer.batches_done == 2:  # of three
-                trainer.stop()
-
     def fit(*callbacks: Callback, resume: Path | None = None) -> Trainer:
-        loader = BatchLoader(train, 16, True, device="cuda", seed=0)
+        loader = BatchLoader(train, 16, shuffle=True, device="cuda", seed=0)
         trainer = Trainer(
             net(), lr=0.05, device="cuda", deterministic=True, seed=0, callbacks=callbacks, progress=False
         )
@@ -50,7 +45,7 @@ def test_on_cuda_a_resumed_fit_ends_as_if_never_stopped(net: MakeNet, train: Ima
         return trainer
 
     whole = fit()
-    fit(Checkpoint(tmp_path, every_batches=1), StopAt())
+    fit(Checkpoint(tmp_path, every_batches=1), StopAt(2, epoch=1))
     resumed = fit(Checkpoint(tmp_path), resume=tmp_path)
     assert resumed.history.column("loss") == whole.history.column("loss")
     for name, tensor in whole.model.state_dict().items():
@@ -68,7 +63,7 @@ def test_on_cuda_every_option_at_once_is_that_of_the_cpu(net: MakeNet, train: Im
         options["optimizer_options"] = {"fused": True, **({"momentum": 0.9} if optimizer == "sgd" else {})}
     weights = []
     for device in ("cpu", "cuda"):
-        loader = BatchLoader(train, 9, True, device=device, seed=0)
+        loader = BatchLoader(train, 9, shuffle=True, device=device, seed=0)
         average = EMA(0.5)
         Trainer(net(), lr=0.01, device=device, callbacks=[average], progress=False, **options).fit(loader, epochs=2)
         assert average.average is not None
@@ -92,6 +87,6 @@ def test_on_cuda_a_label_that_no_output_means_is_named_in_any_batch(net: MakeNet
 def test_on_cuda_a_compiled_fit_learns_the_same(net: MakeNet, train: ImageDataset) -> None:
     losses = []
     for compiled in (False, True):
-        loader = BatchLoader(train, 16, True, device="cuda", seed=0)
+        loader = BatchLoader(train, 16, shuffle=True, device="cuda", seed=0)
         losses.append(Trainer(net(), lr=0.05, device="cuda", compile=compiled, progress=False).fit(loader, epochs=2))
     assert losses[1].column("loss") == pytest.approx(losses[0].column("loss"), rel=1e-3)

@@ -101,6 +101,8 @@ def find_state(path: str | os.PathLike[str]) -> dict[str, Any] | None:
     """
     if not isinstance(path, (str, os.PathLike)):
         raise InputError(f"resume must be the folder of a Checkpoint, or its file, not {path!r}.")
+    if "\0" in str(path):
+        raise InputError(f"resume cannot be {str(path)!r}: no path has a NUL in it.")
     found = Path(path).expanduser()
     if found.is_dir():
         found = found / CHECKPOINT_FILE

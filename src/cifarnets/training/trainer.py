@@ -253,7 +253,7 @@ class Trainer:
         self._stopping = self.interrupted = self.failed = False
         self._signal = 0
         state = None if resume is None else find_state(resume)
-        with self._unchanged_on_error():
+        with self._unchanged_on_error(), self.world.together():
             self.plan(loader, val_loader, epochs)
             if state is not None:
                 self.load_state_dict(state)
@@ -353,7 +353,7 @@ class Trainer:
                 f"{planned}."
             )
         check_optimizer_state(self.optimizer, state["optimizer"], state["gradients"])
-        if self.schedule:
+        if self.schedule and not isinstance(self._schedule_like, str):
             check_schedule_step(self.schedule, state["schedule"])
         self.feed.check(state)
         found = _match_callbacks(self.callbacks, state["callbacks"])
@@ -563,6 +563,7 @@ class Trainer:
         return {
             "optimizer": type(self.optimizer).__name__,
             "optimizer_options": {key: options[key] for key in sorted(options) if key != "lr"},
+            "parameter_groups": [len(group["params"]) for group in self.optimizer.param_groups],
             "lr": [rate for rate in self._rates if isinstance(rate, float)],
             "loss": _describe_loss(self.loss),
             "accumulate": self.accumulate,
