@@ -96,7 +96,7 @@ def test_a_teacher_that_answers_nan_and_what_is_no_teacher(teacher: models.ConvN
     with pytest.raises(InputError, match="a teacher is a model, a name or a path, not 5"):
         soft_labels(synthetic3, 5)  # type: ignore[arg-type]
     teacher.fc2.bias.data[0] = float("nan")
-    with pytest.raises(InputError, match="answers NaN or infinity"):
+    with pytest.raises(InputError, match="gives NaN or infinity"):
         soft_labels(synthetic3, teacher)
 
 

@@ -34,7 +34,7 @@ from cifarnets.models import Release, annotate, summary
 from cifarnets.models.metadata import ModelMeta, get_meta
 from cifarnets.recipes import Recipe, load_recipe
 from cifarnets.recipes.recipe import RELEASE, read_recipe
-from cifarnets.recipes.run import write_json
+from cifarnets.recipes.run import read_run_recipe, write_json
 from cifarnets.version import __version__
 from cifarnets.weights.files import read_weights, write_weights
 from cifarnets.weights.index import GOLDEN_FILE, INDEX_FILE, mean_and_std, sha256
@@ -93,11 +93,9 @@ def release(name: str, folders: Sequence[Path]) -> None:
 
 def _seed_of(folder: Path, recipe: Recipe) -> tuple[int, Path]:
     """The seed of a whole run of the recipe."""
-    content = json.loads((folder / "run.json").read_text())["recipe"]
-    seed = content["seed"]
-    # A run of an earlier version lacks the fields that have come since, and has facts that have gone.
-    known = {key: value for key, value in content.items() if key in Recipe(recipe.model).to_dict()}
-    if different := replace(recipe, seed=seed).differences(Recipe(**known)):
+    own = read_run_recipe(json.loads((folder / "run.json").read_text())["recipe"])
+    seed = own.seed
+    if different := replace(recipe, seed=seed).differences(own):
         raise InputError(f"{str(folder)!r} is a run of another recipe: {'; '.join(different)}.")
     epochs = len((folder / "history.csv").read_text().splitlines()) - 1
     if epochs != recipe.epochs or not (folder / "evaluation.json").is_file():

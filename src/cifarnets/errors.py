@@ -88,3 +88,18 @@ def unknown_name(kind: str, name: object, known: Iterable[str]) -> UnknownNameEr
     near = get_close_matches(str(name).lower(), choices, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     return UnknownNameError(f"unknown {kind} {name!r}.{hint} Available: {', '.join(choices)}.")
+
+
+def shorten(value: object, limit: int = 200) -> str:
+    """Write a value out for a message, cut short, even where its own `repr` fails.
+
+    Examples:
+        >>> from cifarnets.errors import shorten
+        >>> shorten([1] * 1000, limit=10)
+        '[1, 1, 1, …'
+    """
+    try:
+        text = repr(value)
+    except Exception:  # a whole number of thousands of digits, a deep nesting, or a class's own fault
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= limit else f"{text[:limit]}…"

@@ -1,12 +1,15 @@
 """The hooks of a fit, and the callbacks that change it: averaged weights, early stopping."""
 
+import functools
 import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Literal
 
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+import torch
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
 
-from cifarnets.errors import CallbackError, CifarNetsError, InputError
+from cifarnets.errors import CallbackError, CifarNetsError, InputError, shorten
 
 if TYPE_CHECKING:
     from cifarnets.training.trainer import Trainer
@@ -41,6 +44,13 @@ class Callback:
     def state_dict(self) -> dict[str, Any]:
         """What must survive a checkpoint: tensors, plain values, and nestings of them."""
         return {}
+
+    def check_state(self, state: dict[str, Any], trainer: "Trainer") -> None:
+        """Refuse a state that `load_state_dict` could not take; nothing of the trainer has been restored yet.
+
+        Raises:
+            InputError: It is damaged, or of a callback with other arguments.
+        """
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` gave."""
@@ -124,7 +134,7 @@ class EMA(Callback):
     def on_fit_start(self, trainer: "Trainer") -> None:
         if self.average is None:
             # Buffers (the statistics of BatchNorm) are averaged with the weights that they belong to.
-            rule = None if self.decay is None else get_ema_multi_avg_fn(self.decay)  # type: ignore[no-untyped-call]
+            rule = None if self.decay is None else functools.partial(_ema, self.decay)
             self.average = AveragedModel(trainer.model, multi_avg_fn=rule, use_buffers=True)
         if self._restored is not None:
             self.average.load_state_dict(self._restored["average"])
@@ -136,6 +146,7 @@ class EMA(Callback):
     def on_fit_end(self, trainer: "Trainer") -> None:
         if self._hook is not None:
             self._hook.remove()
+            self._hook = None
 
     def _update(self, trainer: "Trainer") -> None:
         assert self.average is not None  # the hook is set where it is made
@@ -143,11 +154,33 @@ class EMA(Callback):
         if trainer.epoch < self.start_epoch:
             self.average.n_averaged.zero_()  # the next update copies
 
+    def check_state(self, state: dict[str, Any], trainer: "Trainer") -> None:
+        own = {f"module.{name}": value for name, value in trainer.model.state_dict().items()}
+        own["n_averaged"] = torch.tensor(0)
+        average = state.get("average", {})
+        fits = isinstance(average, dict) and (not state or average.keys() == own.keys())
+        if not fits or any(_kind(value) != _kind(own[name]) for name, value in average.items()):
+            raise InputError("the checkpoint is damaged: the average of EMA does not fit the model.")
+
     def state_dict(self) -> dict[str, Any]:
         return {} if self.average is None else {"average": dict(self.average.state_dict())}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._restored = state or None
+
+
+@torch.no_grad()
+def _ema(decay: float, averages: list[Tensor], current: list[Tensor], _: Any) -> None:
+    """Move averages towards the current values. Unlike torch's function of this kind, it can be pickled."""
+    if averages[0].is_floating_point():  # AveragedModel groups tensors by device and dtype
+        torch._foreach_lerp_(averages, current, 1 - decay)
+    else:
+        for average, value in zip(averages, current, strict=True):
+            average.copy_(value * (1 - decay) + average * decay)
+
+
+def _kind(value: Any) -> Any:
+    return (value.shape, value.dtype) if isinstance(value, Tensor) else type(value)
 
 
 class Best:
@@ -172,6 +205,12 @@ class Best:
                 f"{user} would choose on the test set, whose figures would then be too good to be true: hold out a "
                 "part of the training set with train_val_split, or say allow_test=True."
             )
+
+    def check_state(self, state: dict[str, Any], user: str) -> None:
+        """Refuse a best figure that is no number."""
+        best = state.get("best")
+        if isinstance(best, bool) or not isinstance(best, (int, float)) or math.isnan(best):
+            raise InputError(f"the checkpoint is damaged: the best figure of {user} is {shorten(best)}.")
 
     def improved(self, trainer: "Trainer") -> bool:
         value = self.sign * trainer.history[-1][self.monitor]
@@ -236,6 +275,12 @@ class EarlyStopping(Callback):
         self.waited = 0 if self._best.improved(trainer) else self.waited + 1
         if self.waited >= self.patience:
             trainer.stop()
+
+    def check_state(self, state: dict[str, Any], trainer: "Trainer") -> None:
+        waited = state.get("waited")
+        if type(waited) is not int or not 0 <= waited < 2**31:
+            raise InputError(f"the checkpoint is damaged: EarlyStopping waited {shorten(waited)} epochs.")
+        self._best.check_state(state, "EarlyStopping")
 
     def state_dict(self) -> dict[str, Any]:
         return {"waited": self.waited, "best": self._best.best}

@@ -83,6 +83,10 @@ class Checkpoint(Callback):
         if trainer.interrupted and not trainer.failed:
             self._write_state(trainer)
 
+    def check_state(self, state: dict[str, Any], trainer: "Trainer") -> None:
+        if self._best and state:
+            self._best.check_state(state, "Checkpoint")
+
     def state_dict(self) -> dict[str, Any]:
         return {"best": self._best.best} if self._best else {}
 
@@ -107,6 +111,8 @@ def find_state(path: str | os.PathLike[str]) -> dict[str, Any] | None:
     """
     if not isinstance(path, (str, os.PathLike)):
         raise InputError(f"resume must be the folder of a Checkpoint, or its file, not {path!r}.")
+    if "\0" in str(path):
+        raise InputError(f"resume cannot be {str(path)!r}: no path has a NUL in it.")
     found = Path(path).expanduser()
     if found.is_dir():
         found = found / CHECKPOINT_FILE
