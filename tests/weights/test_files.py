@@ -108,6 +108,7 @@ def test_other_programs_can_read_it(tmp_path: Path) -> None:
             "mean": "null",
             "channels_last": "[]",
             "halved": "[]",
+            "sha256": file.metadata()["sha256"],
         }
 
 
@@ -239,7 +240,9 @@ def test_missing(path: Path) -> None:
 
 
 def test_a_folder(tmp_path: Path) -> None:
-    refuse(tmp_path, "cannot read the weights ")
+    for read, message in ((read_weights, "cannot read the weights "), (load, "has no model.safetensors")):
+        with pytest.raises(WeightsError, match=message):
+            read(tmp_path)
 
 
 def test_safetensors_of_another_program(path: Path) -> None:
