@@ -81,7 +81,7 @@ def any_value(random: Random, value: Any) -> Any:
         else:
             changed[key] = any_value(random, value[key])
         return changed
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and random.random() < 0.4:
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300 and random.random() < 0.4:
         return random.choice((value + 1, value - 1, -value, value * 2, float(value), str(value), [value]))
     return random.choice(VALUES)
 

@@ -59,12 +59,13 @@ def weight_files(folder: Path) -> dict[str, bytes]:
     """Small models of several families, one of them in a file from before there were digests."""
     torch.manual_seed(0)
     files = {}
-    for name, config in {
+    configs: dict[str, dict[str, Any]] = {
         "fcnet": {"widths": (2,)},
         "convnet": {"widths": (2, 2), "hidden": 2, "num_classes": 3},
         "resnet20": {"widths": (2, 2, 2), "se": True},
-    }.items():
-        model = cifarnets.models.create(name, **config)
+    }
+    for name, config in configs.items():
+        model: Any = cifarnets.models.create(name, **config)
         classes = [f"class {i}" for i in range(model.meta.config["num_classes"])]
         cifarnets.models.annotate(model, classes=classes, mean=[0.5] * 3, std=[0.25] * 3, training={"epochs": 1})
         path = cifarnets.save(model, folder / f"{name}.safetensors", half=name == "convnet")
@@ -83,7 +84,7 @@ def mutate_weights(random: Random, content: bytes) -> bytes:
 
 def load_and_predict(path: Path) -> None:
     """Load a model, and let it compute."""
-    model = cifarnets.load(path)
+    model: Any = cifarnets.load(path)
     meta = model.meta
     channels = len(meta.mean) if meta.mean else meta.config.get("in_channels", 3)
     cifarnets.predict(model, torch.zeros(channels, 32, 32), mean=[0.5] * channels, std=[1.0] * channels, device="cpu")
@@ -186,7 +187,7 @@ def without_data() -> None:
     """Let no run draw pictures."""
     from cifarnets.recipes import recipe
 
-    recipe.SyntheticCIFAR10 = no_pictures  # type: ignore[assignment, misc]
+    vars(recipe)["SyntheticCIFAR10"] = no_pictures
 
 
 # --- the index
