@@ -189,7 +189,8 @@ def _rebuild(tensors: dict[str, Tensor], header: dict[str, Any], name: str) -> n
         if len(meta.mean or ()) != len(meta.std or ()):
             raise InputError(f"mean {brief(meta.mean)} and std {brief(meta.std)} belong together.")
     except (InputError, RecursionError, MemoryError) as error:
-        reason = brief(str(error) or type(error).__name__, 600, quotes=False)
+        lines = str(error).splitlines() or [type(error).__name__]  # torch adds its own stack
+        reason = brief(lines[0], 600, quotes=False)
         raise WeightsError(f"the header of {name} does not fit the architecture: {reason}") from error
     for key, target in model.state_dict(keep_vars=True).items():
         # The file's dtype and layout win; `.data` keeps two names of one parameter one.
