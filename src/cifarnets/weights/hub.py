@@ -182,6 +182,12 @@ def _cached_bytes(repo: str) -> int:
     return total
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
+    """What went wrong, in a line: network libraries wrap the system's own words several times."""
+    inner: BaseException | None = error
+    while inner is not None:
+        if isinstance(inner, OSError) and inner.strerror:
+            return brief(inner.strerror, 300, quotes=False)
+        inner = inner.__cause__ or inner.__context__
     line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
     return brief(line.strip(), 300, quotes=False)
