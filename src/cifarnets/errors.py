@@ -35,7 +35,8 @@ class CifarNetsError(Exception):
 
     def __str__(self) -> str:
         # KeyError would print its message in quotes.
-        return str(self.args[0]) if len(self.args) == 1 else super().__str__()
+        message = str(self.args[0]) if len(self.args) == 1 else super().__str__()
+        return _printable(message)
 
 
 class DataNotFoundError(CifarNetsError, FileNotFoundError):
@@ -90,16 +91,32 @@ def unknown_name(kind: str, name: object, known: Iterable[str]) -> UnknownNameEr
     return UnknownNameError(f"unknown {kind} {name!r}.{hint} Available: {', '.join(choices)}.")
 
 
-def shorten(value: object, limit: int = 200) -> str:
-    """Write a value out for a message, cut short, even where its own `repr` fails.
+def brief(value: object, length: int = 200, *, quotes: bool = True) -> str:
+    r"""A value as a message shows it: its `repr`, which is cut where it is long, and never fails.
 
     Examples:
-        >>> from cifarnets.errors import shorten
-        >>> shorten([1] * 1000, limit=10)
-        '[1, 1, 1, …'
+        >>> from cifarnets.errors import brief
+        >>> brief("a\x1b[31m"), brief(list(range(1000)), 20)
+        ("'a\\x1b[31m'", '[0, 1, 2, 3, 4, 5, 6… (4,890 characters)')
+
+    Args:
+        value: What a user passed, or what a file holds.
+        length: The characters from which on it is cut.
+        quotes: False for text that is shown without quotes.
     """
     try:
-        text = repr(value)
-    except Exception:  # a whole number of thousands of digits, a deep nesting, or a class's own fault
-        text = f"a {type(value).__name__}"
-    return text if len(text) <= limit else f"{text[:limit]}…"
+        # A text may have gigabytes, and its repr four times as many.
+        text = value[: 4 * length] if isinstance(value, str) else repr(value)
+        whole = len(value) if isinstance(value, str) else len(text)
+    except Exception as error:  # a whole number of 5,000 digits has no repr, and a class may have a broken one
+        return f"a {type(value).__name__} that cannot be shown ({type(error).__name__})"
+    shown = repr(text[:length]) if isinstance(value, str) and quotes else _printable(text[:length])
+    return shown if whole <= length else f"{shown}… ({whole:,} characters)"
+
+
+shorten = brief
+
+
+def _printable(text: str) -> str:
+    """Text without control characters, which a terminal would obey: they are escaped as in a `repr`."""
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
