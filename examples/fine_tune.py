@@ -9,6 +9,7 @@ from pathlib import Path
 import cifarnets
 from cifarnets import Trainer, create, evaluate, info
 from cifarnets.datasets import BatchLoader, CIFAR10Normalized, cifar_subset
+from cifarnets.models import head
 
 WEIGHTS = "convnet.cifar3"
 ANIMALS = ["bird", "cat", "frog", "horse"]

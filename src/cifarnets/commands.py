@@ -32,7 +32,7 @@ from cifarnets.datasets import (
     cifar_subset,
     download_cifar10,
 )
-from cifarnets.datasets.cifar10 import data_root, is_complete
+from cifarnets.datasets.files import data_root, is_complete
 from cifarnets.errors import (
     CifarNetsError,
     DataCorruptError,

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from cifarnets._device import resolve_device
-from cifarnets.datasets import BatchLoader, CIFAR10Normalized, cifar10, cifar_subset, normalize
+from cifarnets.datasets import EVAL_BATCH_SIZE, BatchLoader, dataset_for, find_cifar10, normalize
+from cifarnets.datasets.files import FOLDER
 from cifarnets.errors import CifarNetsError, DataNotFoundError, InputError, WeightsError, brief, unknown_name
 from cifarnets.inference import collect_logits
 from cifarnets.models.storage import load
@@ -73,8 +74,8 @@ def verify(
         raise InputError(f"names must be a name of released weights, or a list of names, not {brief(names)}.")
     known = releases()
     names = [names] if isinstance(names, str) else names
-    if root is not None and not cifar10.is_complete(cifar10.data_root(root)):
-        raise DataNotFoundError(f"there is no CIFAR-10 in {str(root)!r}, the folder that holds {cifar10.FOLDER!r}.")
+    if root is not None and find_cifar10(root) is None:
+        raise DataNotFoundError(f"there is no CIFAR-10 in {str(root)!r}, the folder that holds {FOLDER!r}.")
     for name in names:
         if name not in known:
             raise unknown_name("weights", name, known)
@@ -100,7 +101,7 @@ def _checks(release: Release, root: str | os.PathLike[str] | None, device: torch
     if [tuple(tensor.shape) for tensor in (images, logits, predictions)] != wanted:
         return [file, Check(release.name, "golden logits", False, f"{index.GOLDEN_FILE} has tensors of other shapes.")]
     checks = [file, _check_logits(release, model, images, logits, device)]
-    if not cifar10.is_complete(cifar10.data_root(root)):
+    if find_cifar10(root) is None:
         missing = "not looked at: CIFAR-10 is not here (`cifarnets download`, or CIFARNETS_DATA)"
         return [*checks, Check(release.name, "test images", None, missing)]
     try:
@@ -145,7 +146,6 @@ def predict_test_images(
         >>> cpu, release = torch.device("cpu"), releases()["convnet.cifar3"]
         >>> predictions, labels = predict_test_images(load(release.name), release, None, cpu)  # doctest: +SKIP
     """
-    full = CIFAR10Normalized(root, train=False, mean=release.mean, std=release.std)
-    batches = BatchLoader(cifar_subset(full, release.classes), 1000, device=device, channels_last=True, seed=0)
+    batches = BatchLoader(dataset_for(release, root), EVAL_BATCH_SIZE, device=device, channels_last=True, seed=0)
     logits, labels = collect_logits(model, batches, device)
     return logits.argmax(1), labels
