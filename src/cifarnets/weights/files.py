@@ -14,7 +14,6 @@ checked is what is used.
 import hashlib
 import io
 import json
-import math
 import os
 import struct
 from collections.abc import Mapping
@@ -39,19 +38,6 @@ TENSORS = 50_000
 DEPTH = 100
 """How deep lists and dicts may lie in each other: those of a checkpoint lie 20 deep."""
 
-_DTYPES = {
-    "BOOL": torch.bool,
-    "U8": torch.uint8,
-    "I8": torch.int8,
-    "I16": torch.int16,
-    "I32": torch.int32,
-    "I64": torch.int64,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F32": torch.float32,
-    "F64": torch.float64,
-}
-_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _ZEROS = "0" * 64
 _PICKLES = (b"PK\x03\x04", b"\x80")
 _BEFORE_DIGESTS = {
@@ -88,6 +74,9 @@ def write_weights(
         WeightsError: The header holds something that JSON has no form for, or is too long or too deep; or a tensor has
             a dtype that the format does not have, or a number is too large for float16.
     """
+    from safetensors import SafetensorError
+    from safetensors.torch import save
+
     channels_last = [name for name, tensor in tensors.items() if _is_channels_last(tensor)]
     halved = [name for name, tensor in tensors.items() if half and tensor.dtype == torch.float32]
     stored = {name: _stored(name, tensor, half=name in halved) for name, tensor in tensors.items()}
@@ -100,32 +89,33 @@ def write_weights(
     except (TypeError, ValueError, RecursionError) as error:  # ValueError: it contains itself
         raise WeightsError(f"the header of {shown} must be plain values (JSON): {error}.") from error
     entries |= {"format": "pt", VERSION_KEY: version, DIGEST_KEY: _ZEROS}
-    # The largest dtype first, so that each tensor begins at a multiple of its own size.
-    order = sorted(stored, key=lambda name: (-stored[name].element_size(), name))
-    layout, end = {}, 0
-    for name in order:
-        tensor, begin = stored[name], end
-        end += tensor.nbytes
-        layout[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
     try:
-        metadata = {key: entries[key] for key in sorted(entries)}
-        if "__metadata__" in layout:
-            raise TypeError("'__metadata__' is a name of the format")
-        text = json.dumps({"__metadata__": metadata, **layout}, ensure_ascii=False, separators=(",", ":")).encode()
-    except (UnicodeError, TypeError) as error:
-        raise WeightsError(f"the names of the tensors in {shown} cannot be written: {error}.") from error
-    text += b" " * (-len(text) % 8)
+        if "__metadata__" in stored:
+            raise ValueError("'__metadata__' is a name of the format itself")
+        content = save(stored, entries)
+    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise WeightsError(f"the tensors in {shown} cannot be written: {brief(str(error), quotes=False)}.") from error
+    text, data = _sorted_header(content)
     if len(text) > HEADER_BYTES or len(stored) > TENSORS:
         raise WeightsError(
             f"the header of {shown} would have {len(text):,} bytes and {len(stored):,} tensors; a file may have "
             f"{HEADER_BYTES:,} and {TENSORS:,}."
         )
-    parts = [memoryview(stored[name].reshape(-1).view(torch.uint8).numpy()) for name in order]  # type: ignore[arg-type]
-    content = bytearray().join([struct.pack("<Q", len(text)), text, *parts])
+    whole = bytearray().join([struct.pack("<Q", len(text)), text, data])
     # The first such place is the entry itself: within another one, quotes are escaped.
-    place = content.index(f'"{DIGEST_KEY}":"{_ZEROS}"'.encode()) + len(f'"{DIGEST_KEY}":"')
-    content[place : place + len(_ZEROS)] = hashlib.sha256(content).hexdigest().encode()
-    return write_atomic(path, bytes(content))
+    place = whole.index(f'"{DIGEST_KEY}":"{_ZEROS}"'.encode()) + len(f'"{DIGEST_KEY}":"')
+    whole[place : place + len(_ZEROS)] = hashlib.sha256(whole).hexdigest().encode()
+    return write_atomic(path, bytes(whole))
+
+
+def _sorted_header(content: bytes) -> tuple[bytes, memoryview]:
+    """The header and the data of a safetensors file, with the metadata sorted: safetensors shuffles it."""
+    (length,) = struct.unpack("<Q", content[:8])
+    layout = json.loads(content[8 : 8 + length])
+    metadata = dict(sorted(layout.pop("__metadata__").items()))
+    layout = dict(sorted(layout.items(), key=lambda item: item[1]["data_offsets"]))
+    text = json.dumps({"__metadata__": metadata, **layout}, ensure_ascii=False, separators=(",", ":")).encode()
+    return text + b" " * (-len(text) % 8), memoryview(content)[8 + length :]
 
 
 def read_weights(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -174,6 +164,8 @@ def parse_weights(content: bytes, name: str) -> tuple[dict[str, Tensor], dict[st
 
 def _read(file: IO[bytes], size: int, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read a whole file of known size; `name` is what messages call it."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load
 
     def broken(reason: object) -> NoReturn:
         raise WeightsError(f"{name} is not a whole safetensors file: {brief(str(reason), quotes=False)}.")
@@ -194,22 +186,19 @@ def _read(file: IO[bytes], size: int, name: str) -> tuple[dict[str, Tensor], dic
                 f"its header would have {length:,} bytes, the file has {size:,}, and a header {HEADER_BYTES:,} at most"
             )
         text = start[8:] + file.read(length - 1)
-        try:
-            layout = _from_json(text.decode())
-            entries = layout.pop("__metadata__", None) or {}
-            end = _check_layout(layout)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            broken(error)
-        if len(text) != length or end != size - 8 - length:
-            broken(f"its tensors have {end:,} bytes, and the file has {max(0, size - 8 - length):,} for them")
-        data = bytearray(end)
-        if file.readinto(data) != end:  # type: ignore[attr-defined]
-            broken("it became shorter while it was read")
+        layout = _from_json(text.decode())
+        entries = layout.pop("__metadata__", None) or {}
+        if len(layout) > TENSORS:
+            broken(f"it has {len(layout):,} tensors, and a file may have {TENSORS:,}")
+        data = file.read()
+        if len(text) != length or 8 + length + len(data) != size:
+            broken("it became shorter or longer while it was read")
+        # A copy each: safetensors' tensors lie wherever the header ends, which need not suit their dtype.
+        tensors = {key: tensor.clone() for key, tensor in load(start[:8] + text + data).items()}
         header = _read_entries(entries, text, data, name)
-        tensors = _tensors(layout, data)
     except (MemoryError, RecursionError, OverflowError) as error:
         raise WeightsError(f"{name} cannot be read: {type(error).__name__}, so large is it.") from error
-    except ValueError as error:
+    except (SafetensorError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
         if isinstance(error, WeightsError):
             raise
         broken(error)
@@ -221,42 +210,7 @@ def _read(file: IO[bytes], size: int, name: str) -> tuple[dict[str, Tensor], dic
     return tensors, header
 
 
-def _check_layout(layout: Mapping[str, Any]) -> int:
-    """Check what a header says of its tensors, and return the bytes that they have together."""
-    if len(layout) > TENSORS:
-        raise ValueError(f"it has {len(layout):,} tensors, and a file may have {TENSORS:,}")
-    places = []
-    for name, entry in layout.items():
-        shown = brief(name)
-        if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
-            raise ValueError(f"the tensor {shown} needs a dtype, a shape and data_offsets")
-        dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-        if not isinstance(dtype, str) or dtype not in _DTYPES:
-            raise ValueError(f"the tensor {shown} is of dtype {brief(dtype)}; a file may have {', '.join(_DTYPES)}")
-        if not _are_sizes(shape, 16) or math.prod(max(1, size) for size in shape) > 2**48:
-            raise ValueError(f"the tensor {shown} cannot have the shape {brief(shape)}")
-        if not _are_sizes(offsets, 2) or len(offsets) != 2:
-            raise ValueError(f"the tensor {shown} cannot have the data_offsets {brief(offsets)}")
-        if offsets[1] - offsets[0] != math.prod(shape) * _DTYPES[dtype].itemsize:
-            raise ValueError(f"the tensor {shown} of shape {shape} cannot have the data_offsets {offsets}")
-        places.append(offsets)
-    end = 0
-    for begin, stop in sorted(places):
-        if begin != end:
-            raise ValueError(f"its tensors overlap or leave a gap at byte {begin:,}")
-        end = stop
-    return end
-
-
-def _are_sizes(values: object, most: int) -> bool:
-    return (
-        isinstance(values, list)
-        and len(values) <= most
-        and all(type(value) is int and 0 <= value <= 2**48 for value in values)
-    )
-
-
-def _read_entries(entries: object, text: bytes, data: bytearray, name: str) -> dict[str, Any]:
+def _read_entries(entries: object, text: bytes, data: bytes, name: str) -> dict[str, Any]:
     """Check the metadata and the digest, and return the entries as values."""
     if not isinstance(entries, dict) or not all(isinstance(value, str) for value in entries.values()):
         raise ValueError("its metadata are not text")
@@ -282,25 +236,12 @@ def _read_entries(entries: object, text: bytes, data: bytearray, name: str) -> d
         raise WeightsError(f"the header of {name} is damaged: {brief(str(error), quotes=False)}.") from error
 
 
-def _tensors(layout: Mapping[str, Any], data: bytearray) -> dict[str, Tensor]:
-    """Copy each tensor out of the bytes of all."""
-    memory = torch.frombuffer(data, dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8, device="cpu")
-    tensors = {}
-    for name, entry in layout.items():
-        begin, end = entry["data_offsets"]
-        raw = memory[begin:end].clone()  # at an address that suits any dtype, and the caller's own
-        if entry["dtype"] == "BOOL" and (raw > 1).any():
-            raise ValueError(f"the tensor {brief(name)} has bytes that are neither true nor false")
-        tensors[name] = raw.view(_DTYPES[entry["dtype"]]).view(entry["shape"])
-    return tensors
-
-
 def _stored(name: str, tensor: Tensor, half: bool) -> Tensor:
-    """A tensor as it is stored: on the CPU, contiguous, of a dtype that the format has."""
-    if tensor.dtype not in _NAMES or tensor.layout != torch.strided or tensor.is_meta:
+    """A tensor as it is stored: on the CPU, contiguous, and sharing no memory, which safetensors refuses."""
+    if tensor.layout != torch.strided or tensor.is_meta:
         kind = "without numbers (meta)" if tensor.is_meta else f"{tensor.layout} and {tensor.dtype}"
         raise WeightsError(f"{brief(name)} is {kind}, for which a weight file has no form; convert it first.")
-    stored = tensor.detach().cpu().resolve_neg().contiguous()
+    stored = tensor.detach().cpu().resolve_neg().clone(memory_format=torch.contiguous_format)
     if half:
         if (stored.abs() > torch.finfo(torch.float16).max).any():
             raise WeightsError(f"{name} has numbers that are too large for float16: save it with half=False.")
