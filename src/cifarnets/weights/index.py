@@ -1,4 +1,4 @@
-"""The released weights: what is known of each, and the way to its file. Knows no model."""
+"""The index of the released weights and the way to their files. It knows no model."""
 
 import contextlib
 import functools
@@ -19,36 +19,42 @@ GOLDEN_FILE = "golden.safetensors"
 
 @dataclass(frozen=True)
 class Release:
-    """Released weights: a row of the index, which is made from the weight file and the logs of the runs behind it.
+    """Facts about released weights: a row of the index, made from the weight file and the logs of its runs.
 
-    Accuracies are top-1 on all test images of the classes, after the last epoch; nothing was chosen on them.
+    Accuracies are top-1 on all test images of the classes after the last epoch. Nothing was chosen by them.
+
+    Examples:
+        >>> from cifarnets.models import info
+        >>> release = info("resnet20").release
+        >>> release.classes[:2], release.parameters
+        (('airplane', 'automobile'), 269722)
 
     Attributes:
-        name: Of the weights and of the recipe that trains them: that of the architecture, or `architecture.tag`.
-        file: In the package.
-        size: Of the file, in bytes.
-        sha256: Of the file.
-        architecture: The registered name.
+        name: Name of the weights and of the recipe that trains them: the architecture, or `architecture.tag`.
+        file: Name of the file in the package.
+        size: Size of the file in bytes.
+        sha256: SHA-256 of the file.
+        architecture: The registered name of the model.
         config: Every argument of the model.
-        parameters: Trainable numbers and frozen ones.
+        parameters: Number of parameters, frozen ones included.
         macs: Multiply-adds for one image.
         classes: Names of the outputs.
-        mean: Per channel: the images that the model is fed are `(v - mean) / std` of images in 0..1.
-        std: Likewise.
-        seed: That of the run whose weights these are: the first, not the best.
-        seeds: Those of all runs of the recipe that were made.
-        accuracy: Mean over the seeds.
-        accuracy_std: Standard deviation over the seeds (of a sample); None for a single one.
-        tta: The test-time augmentation of the next three.
-        tta_accuracy: Mean over the seeds.
-        tta_accuracy_std: Standard deviation over the seeds.
-        file_accuracy: Of this file.
-        file_tta_accuracy: Of this file, with test-time augmentation.
-        file_ece: Expected calibration error of this file, without.
-        predictions_sha256: Of the file's predicted classes on the test images, a byte each.
-        milliseconds: A single image on the CPU, in a batch of one.
-        milliseconds_batch: A single image on the CPU, in a batch of 1,000.
-        measured: On what the milliseconds were measured.
+        mean: Mean of each channel; the model takes `(images - mean) / std` of images in 0..1.
+        std: Standard deviation of each channel.
+        seed: Seed of the run with these weights, which is the first run, not the best.
+        seeds: Seeds of all runs of the recipe.
+        accuracy: Mean accuracy over the seeds.
+        accuracy_std: Sample standard deviation over the seeds; None for a single seed.
+        tta: The test-time augmentation of the next two, and of `file_tta_accuracy`.
+        tta_accuracy: Mean accuracy over the seeds with test-time augmentation.
+        tta_accuracy_std: Standard deviation over the seeds with test-time augmentation.
+        file_accuracy: Accuracy of this file.
+        file_tta_accuracy: Accuracy of this file with test-time augmentation.
+        file_ece: Expected calibration error of this file, without test-time augmentation.
+        predictions_sha256: SHA-256 of the predicted classes of the test images, one byte for each.
+        milliseconds: Time for an image on the CPU in a batch of one.
+        milliseconds_batch: Time for an image on the CPU in a batch of 1,000.
+        measured: The machine of these times.
     """
 
     name: str
@@ -81,6 +87,11 @@ class Release:
 @functools.cache
 def releases() -> Mapping[str, Release]:
     """All released weights by name, sorted.
+
+    Examples:
+        >>> from cifarnets.weights.index import releases
+        >>> releases()["convnet.cifar3"].architecture
+        'convnet'
 
     Raises:
         WeightsError: The index is missing or damaged.
@@ -117,18 +128,38 @@ def _fits(value: Any, hint: Any) -> bool:
 
 
 def mean_and_std(mean: float, std: float | None) -> str:
-    """An accuracy over seeds as it is printed everywhere."""
+    """An accuracy over seeds as text.
+
+    Examples:
+        >>> from cifarnets.weights.index import mean_and_std
+        >>> mean_and_std(0.91234, 0.00167)
+        '0.9123 ± 0.0017'
+    """
     return f"{mean:.4f}" if std is None else f"{mean:.4f} ± {std:.4f}"
 
 
 def sha256(content: bytes) -> str:
-    """The SHA-256 of some bytes, in hexadecimal."""
+    """The SHA-256 of some bytes, in hexadecimal.
+
+    Examples:
+        >>> from cifarnets.weights.index import sha256
+        >>> sha256(b"")[:16]
+        'e3b0c44298fc1c14'
+    """
     return hashlib.sha256(content).hexdigest()
 
 
 @contextlib.contextmanager
 def checked_file(release: Release) -> Iterator[Path]:
-    """The file of released weights, after a look at every byte of it; within the block, for a package may be zipped.
+    """The path of the file of released weights, after a check of every byte.
+
+    The path is valid in the block only, because a zipped package has no files outside it.
+
+    Examples:
+        >>> from cifarnets.weights.index import checked_file, releases
+        >>> with checked_file(releases()["fcnet"]) as path:
+        ...     path.name
+        'fcnet.safetensors'
 
     Raises:
         WeightsError: It is missing, or not the one that was released.
