@@ -96,7 +96,7 @@ def test_a_teacher_that_answers_nan_and_what_is_no_teacher(teacher: models.ConvN
     with pytest.raises(InputError, match="a teacher is a model, a name or a path, not 5"):
         soft_labels(synthetic3, 5)  # type: ignore[arg-type]
     teacher.fc2.bias.data[0] = float("nan")
-    with pytest.raises(InputError, match="answers NaN or infinity"):
+    with pytest.raises(InputError, match="gives NaN or infinity"):
         soft_labels(synthetic3, teacher)
 
 
@@ -105,8 +105,8 @@ def test_a_teacher_that_answers_nan_and_what_is_no_teacher(teacher: models.ConvN
     [
         (torch.full((300,), 3), "labels must be 0 … 2"),
         (torch.full((300,), -1), "labels must be 0 … 2"),
-        (torch.full((300, 3), float("nan")), "shares finite and not negative"),
-        (torch.full((300, 3), -0.1), "shares finite and not negative"),
+        (torch.full((300, 3), float("nan")), "finite and not negative"),
+        (torch.full((300, 3), -0.1), "finite and not negative"),
     ],
 )
 def test_labels_that_mean_no_class_are_refused(labels: torch.Tensor, message: str, synthetic3: ImageDataset) -> None:

@@ -44,7 +44,7 @@ def logits_of(*probabilities: list[float]) -> Tensor:
 
 
 def by_numpy(logits: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]) -> dict[str, Any]:
-    """Everything that `measure` tells, image by image, as one would write it down first."""
+    """Everything that an `Evaluation` tells, image by image, as one would write it down first."""
     n, k = logits.shape
     logits = logits.astype(np.float64)
     shifted = np.exp(logits - logits.max(1, keepdims=True))
@@ -71,7 +71,7 @@ def by_numpy(logits: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]) -> dict
     }
 
 
-class TestMeasure:
+class TestFigures:
     @settings(derandomize=True, deadline=None, max_examples=150)
     @given(
         seed=st.integers(0, 2**31),
@@ -143,7 +143,7 @@ class TestMeasure:
     def test_nan_and_infinity_are_counted_and_refused(self, value: float) -> None:
         logits = torch.zeros(5, 3)
         logits[1, 2] = logits[4, 0] = value
-        with pytest.raises(InputError, match="the model answers NaN or infinity for 2 of 5 images"):
+        with pytest.raises(InputError, match="the model gives NaN or infinity for 2 of 5 images"):
             Evaluation.from_logits(logits, torch.zeros(5, dtype=torch.int64))
 
     @pytest.mark.parametrize(("labels", "span"), [([0, 3], "0 to 3"), ([-1, 2], "-1 to 2")])
@@ -165,7 +165,7 @@ class TestEvaluate:
         logits = torch.randn(11, 3)
         expected = Evaluation.from_logits(logits, labels)
         for size in (1, 4, 11):
-            assert evaluate(Table(logits), batches_of(labels, size), "cpu") == expected
+            assert evaluate(Table(logits), batches_of(labels, size), device="cpu") == expected
 
     def test_every_kind_of_loader_gives_the_same_figures(self, synthetic3: ImageDataset) -> None:
         model = models.create("convnet", num_classes=3)
@@ -176,24 +176,24 @@ class TestEvaluate:
         in_memory = BatchLoader(synthetic3, 128, device="cpu")
         shuffled = DataLoader(synthetic3, batch_size=50, shuffle=True)
         for loader in (in_memory, DataLoader(synthetic3, batch_size=64), shuffled):
-            found = evaluate(model, loader, "cpu")
+            found = evaluate(model, loader, device="cpu")
             assert found.confusion == expected.confusion
             assert (found.loss, found.ece) == pytest.approx((expected.loss, expected.ece), abs=1e-6)
             assert found.per_class == expected.per_class
         # A list has no dataset that could name the classes.
-        assert list(evaluate(model, list(in_memory), "cpu").per_class) == ["0", "1", "2"]
+        assert list(evaluate(model, list(in_memory), device="cpu").per_class) == ["0", "1", "2"]
 
     def test_the_model_s_own_class_names_are_used_where_the_loader_has_none(self, synthetic3: ImageDataset) -> None:
         model = models.create("convnet", num_classes=4)
         models.annotate(model, classes=("x", "y", "z"))
-        result = evaluate(model, list(BatchLoader(synthetic3, 100, device="cpu")), "cpu")
+        result = evaluate(model, list(BatchLoader(synthetic3, 100, device="cpu")), device="cpu")
         assert list(result.per_class) == ["x", "y", "z"]
         assert [len(row) for row in result.confusion] == [4, 4, 4, 4]
 
     @pytest.mark.cifar10
     def test_on_the_real_test_set(self, real_root: Path) -> None:
         test = CIFAR10Normalized(train=False)
-        result = evaluate(models.create("convnet"), BatchLoader(test, 1000, device="cpu"), "cpu")
+        result = evaluate(models.create("convnet"), BatchLoader(test, 1000, device="cpu"), device="cpu")
         assert result.n == 10_000
         assert [sum(row) for row in result.confusion] == [1000] * 10
         assert 0.05 < result.accuracy < 0.2  # it has learnt nothing
@@ -230,7 +230,7 @@ class TestAugmentation:
 
     def test_an_unknown_one_is_refused(self) -> None:
         with pytest.raises(InputError, match="tta must be 'mirror', 'mirror_shift' or None, not 'flip'"):
-            evaluate(Corner(), batches_of(torch.tensor([0])), "cpu", tta="flip")  # type: ignore[arg-type]
+            evaluate(Corner(), batches_of(torch.tensor([0])), device="cpu", tta="flip")  # type: ignore[arg-type]
 
 
 class Watching(nn.Module):
@@ -268,7 +268,7 @@ class TestLeavesNoTrace:
 
     def test_each_module_is_in_its_mode_again(self, model: Watching) -> None:
         before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        evaluate(model, batches_of(torch.tensor([0, 1, 2, 3, 0])), "cpu")
+        evaluate(model, batches_of(torch.tensor([0, 1, 2, 3, 0])), device="cpu")
         self.assert_untouched(model, before)
 
     def test_also_when_a_batch_raises(self, model: Watching) -> None:
@@ -278,12 +278,12 @@ class TestLeavesNoTrace:
 
         before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         with pytest.raises(OSError, match="the disk is gone"):
-            evaluate(model, failing(), "cpu")
+            evaluate(model, failing(), device="cpu")
         self.assert_untouched(model, before)
 
         bad = [*batches_of(torch.tensor([0])), (torch.rand(1, 3, 16, 16), torch.tensor([0]))]
         with pytest.raises(InputError, match="batch 2"):
-            evaluate(model, bad, "cpu")
+            evaluate(model, bad, device="cpu")
         self.assert_untouched(model, before)
 
     def test_what_a_loader_caches_meanwhile_can_be_trained_with(self, synthetic3: ImageDataset) -> None:
@@ -297,18 +297,20 @@ class TestLeavesNoTrace:
                 return iter(self.cache)
 
         loader, model = Caching(), models.create("convnet", num_classes=3)
-        before = evaluate(model, loader, "cpu").loss
+        before = evaluate(model, loader, device="cpu").loss
         Trainer(model, device="cpu", lr=0.1, progress=False).fit(loader, epochs=2)
-        assert evaluate(model, loader, "cpu").loss < before
+        assert evaluate(model, loader, device="cpu").loss < before
 
     @pytest.mark.gpu
     def test_the_model_comes_home(self) -> None:
         model = models.create("convnet", num_classes=3).train()
         batches = batches_of(torch.tensor([0, 1, 2, 0, 1]))
-        assert evaluate(model, batches, "cuda").loss == pytest.approx(evaluate(model, batches, "cpu").loss, rel=1e-3)
+        assert evaluate(model, batches, device="cuda").loss == pytest.approx(
+            evaluate(model, batches, device="cpu").loss, rel=1e-3
+        )
         assert {p.device.type for p in model.parameters()} == {"cpu"}
         on_gpu = model.cuda()
-        evaluate(on_gpu, batches_of(torch.tensor([0])), "cpu")
+        evaluate(on_gpu, batches_of(torch.tensor([0])), device="cpu")
         assert {p.device.type for p in on_gpu.parameters()} == {"cuda"}
 
 
@@ -319,7 +321,7 @@ class TestRefuses:
 
     def test_no_batch_and_no_image(self, model: nn.Module) -> None:
         with pytest.raises(InputError, match="the loader gave no batch"):
-            evaluate(model, [], "cpu")
+            evaluate(model, [], device="cpu")
         with pytest.raises(InputError, match="there is no image"):
             evaluate(model, [(torch.zeros(0, 3, 32, 32), torch.zeros(0, dtype=torch.int64))], "cpu")
 
@@ -337,7 +339,7 @@ class TestRefuses:
             (lambda x, y: (x, torch.nn.functional.one_hot(y, 3)), r"not torch.int64 \[4, 3\]"),
             (lambda x, y: (x, y + 3), r"run from 0 to 5, but the model has 3 outputs .*num_classes=6"),
             (lambda x, y: (x, y - 1), "run from -1 to 2"),
-            (lambda x, y: (x.log().sqrt(), y), "the model answers NaN or infinity for 4 of 8 images"),
+            (lambda x, y: (x.log().sqrt(), y), "the model gives NaN or infinity for 4 of 8 images"),
         ],
     )
     def test_a_batch_that_does_not_fit_is_named(
@@ -345,7 +347,7 @@ class TestRefuses:
     ) -> None:
         good = torch.rand(4, 3, 32, 32), torch.tensor([0, 1, 2, 0])
         with pytest.raises(InputError, match=message):
-            evaluate(model, [good, change(*good)], "cpu")
+            evaluate(model, [good, change(*good)], device="cpu")
 
     def test_shares_of_the_classes_are_labels_only_where_they_are_asked_for(self) -> None:
         images, shares = torch.rand(4, 3, 32, 32), torch.rand(4, 3)
@@ -357,7 +359,7 @@ class TestRefuses:
 
     def test_a_device_that_is_not_here(self, model: nn.Module) -> None:
         with pytest.raises(InputError, match="device 'abacus' cannot be used here"):
-            evaluate(model, batches_of(torch.tensor([0])), "abacus")
+            evaluate(model, batches_of(torch.tensor([0])), device="abacus")
 
     def test_what_is_wrong_inside_a_model_stays_what_it_is(self) -> None:
         class Broken(nn.Module):
@@ -369,15 +371,15 @@ class TestRefuses:
                 raise self.error
 
         with pytest.raises(RuntimeError, match="inside") as caught:
-            evaluate(Broken(RuntimeError("inside")), batches_of(torch.tensor([0])), "cpu")
+            evaluate(Broken(RuntimeError("inside")), batches_of(torch.tensor([0])), device="cpu")
         assert not isinstance(caught.value, CifarNetsError)
         with pytest.raises(torch.OutOfMemoryError):
             evaluate(Broken(torch.OutOfMemoryError()), [(torch.rand(1, 3, 64, 64), torch.tensor([0]))], "cpu")
 
     def test_images_of_another_float_are_taken(self, model: nn.Module) -> None:
         images, labels = torch.rand(4, 3, 32, 32), torch.tensor([0, 1, 2, 0])
-        expected = evaluate(model, [(images, labels)], "cpu")
-        assert evaluate(model, [(images.double(), labels)], "cpu") == expected
+        expected = evaluate(model, [(images, labels)], device="cpu")
+        assert evaluate(model, [(images.double(), labels)], device="cpu") == expected
 
 
 class TestEvaluation:
@@ -427,7 +429,7 @@ def test_a_model_that_gives_no_logits(answer: Any, what: str) -> None:
 def test_a_dataset_whose_classes_are_no_names(synthetic3: ImageDataset) -> None:
     loader = DataLoader(synthetic3.select(range(8)), batch_size=4)
     loader.dataset.classes = 3  # type: ignore[attr-defined]
-    assert evaluate(models.create("convnet", num_classes=3), loader, "cpu").per_class.keys() <= {*"012"}
+    assert evaluate(models.create("convnet", num_classes=3), loader, device="cpu").per_class.keys() <= {*"012"}
 
 
 def test_labels_that_mean_something_else_are_refused(synthetic3: ImageDataset) -> None:
@@ -449,6 +451,6 @@ def test_test_time_augmentation_is_the_mean_over_the_views(tta: Any) -> None:
     )
     with torch.no_grad():
         expected = sum(weight * (model(view) + model(view.flip(-1))) / 2 for weight, view in views)
-    found = evaluate(model, [(images, labels)], "cpu", tta=tta)
+    found = evaluate(model, [(images, labels)], device="cpu", tta=tta)
     assert found.loss == pytest.approx(torch.nn.functional.cross_entropy(expected, labels).item(), abs=1e-6)
-    assert found.loss != pytest.approx(evaluate(model, [(images, labels)], "cpu").loss, abs=1e-6)
+    assert found.loss != pytest.approx(evaluate(model, [(images, labels)], device="cpu").loss, abs=1e-6)

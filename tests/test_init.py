@@ -13,7 +13,7 @@ import pytest
 
 import cifarnets
 
-PACKAGES = ["cifarnets", "cifarnets.datasets", "cifarnets.models", "cifarnets.training"]
+PACKAGES = ["cifarnets", "cifarnets.datasets", "cifarnets.models", "cifarnets.recipes", "cifarnets.training"]
 MODULES = sorted(
     module.name for module in pkgutil.walk_packages(cifarnets.__path__, "cifarnets.") if "__main__" not in module.name
 )

@@ -39,8 +39,19 @@ def test_the_golden_pictures_are_drawn_ones() -> None:
 def test_the_tables_are_those_of_the_index(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     assert zoo.with_table(text, zoo.build_index()) == text
-    rows = re.findall(r"^\| `([\w.]+)` \|.*\| `cifarnets train --recipe ([\w.]+) --seed \d+` \|$", text, re.MULTILINE)
-    assert sorted(rows) == [(name, name) for name in NAMES]
+    tables = text.split(zoo.MARKS[0])[1].split(zoo.MARKS[1])[0].strip().split("\n\n")
+    for rows in (re.findall(r"^\| `([\w.]+)` \|", part, re.MULTILINE) for part in tables):
+        assert sorted(rows) == NAMES
+    assert len(tables) == 2
+
+
+def test_a_table_says_of_one_seed_that_it_is_one() -> None:
+    seeds = {name: len(row["seeds"]) for name, row in zoo.build_index().items()}
+    assert 1 in seeds.values()
+    for name, count in seeds.items():
+        row = re.search(rf"^\| `{re.escape(name)}` \|.*$", zoo.table(zoo.build_index()), re.MULTILINE)
+        assert row is not None
+        assert ("one seed" in row[0], "±" in row[0]) == (count == 1, count > 1)
 
 
 def test_a_page_without_marks_is_refused() -> None:
@@ -91,9 +102,9 @@ def test_calibration_and_augmented_accuracy_are_measured_again(name: str, real_r
     model, facts = load(name), models.info(name).release
     assert facts is not None
     loader = BatchLoader(load_recipe(name).dataset(False, real_root), 1000, device="cpu", channels_last=True)
-    assert evaluate(model, loader, "cpu").ece == pytest.approx(facts.file_ece, abs=1e-3)
+    assert evaluate(model, loader, device="cpu").ece == pytest.approx(facts.file_ece, abs=1e-3)
     if facts.tta:
-        augmented = evaluate(model, loader, "cpu", tta=facts.tta).accuracy
+        augmented = evaluate(model, loader, device="cpu", tta=facts.tta).accuracy
         assert augmented == pytest.approx(facts.file_tta_accuracy, abs=5e-4)
 
 
@@ -104,8 +115,8 @@ def test_runs_of_another_recipe_and_broken_off_runs_are_not_released(tmp_path: P
         (tmp_path / "run.json").write_text(json.dumps({"recipe": {**ours, **change}}))
         with pytest.raises(InputError, match=f"a run of another recipe: {named}"):
             zoo._seed_of(tmp_path, recipe)
-    (tmp_path / "run.json").write_text(json.dumps({"recipe": {"seed": 0}}))
-    with pytest.raises(InputError, match="a run of another recipe: classes, epochs"):
+    (tmp_path / "run.json").write_text(json.dumps({"recipe": {"model": "convnet", "seed": 0}}))
+    with pytest.raises(InputError, match=r"a run of another recipe: classes \[.*\], not \[\]; epochs 100, not 20"):
         zoo._seed_of(tmp_path, recipe)
     (tmp_path / "run.json").write_text(json.dumps({"recipe": {**ours, "seeds": [], "minutes": None}}))
     (tmp_path / "history.csv").write_text("epoch,loss\n1,0.5\n")

@@ -19,6 +19,8 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
         if torch.cuda.is_available():
             return torch.device("cuda", _cuda_index())
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    if device == "cpu":  # is always here
+        return torch.device("cpu")
     try:
         resolved = torch.device(device)
         torch.empty(0, device=resolved)

@@ -1,4 +1,4 @@
-"""The fields of a dataclass: whether a value fits its type hint, and what the docstring says of it."""
+"""The fields of a dataclass: whether a value fits its type hint, what a word means, and what the docstring says."""
 
 import inspect
 import re
@@ -8,20 +8,52 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 
 def hints_of(cls: type) -> dict[str, Any]:
-    """The type hint of each field."""
+    """Return the type hint of each field.
+
+    Examples:
+        >>> from cifarnets.recipes import Recipe
+        >>> hints_of(Recipe)["lr"]
+        <class 'float'>
+    """
     return get_type_hints(cls)
 
 
+def without_none(hint: Any) -> Any:
+    """Return the hint of a value that is there: `int` for `int | None`.
+
+    Examples:
+        >>> without_none(float | None)
+        <class 'float'>
+    """
+    parts = [part for part in get_args(hint) if part is not type(None)]
+    return parts[0] if get_origin(hint) in (Union, types.UnionType) and len(parts) == 1 else hint
+
+
+def kind_of(hint: Any) -> Any:
+    """Return the class, or `Literal`, that a hint is built on: `Mapping` for `Mapping[str, Any]`.
+
+    Examples:
+        >>> kind_of(list[str])
+        <class 'list'>
+    """
+    return get_origin(hint) or hint
+
+
 def fits(value: Any, hint: Any) -> bool:
-    """Whether a value of JSON or TOML is what a type hint asks for; True and False are no numbers."""
-    kind, parts = get_origin(hint) or hint, get_args(hint)
+    """Return whether a value of JSON or TOML is what a type hint asks for; True and False are no numbers.
+
+    Examples:
+        >>> fits(3, float | None), fits(True, int), fits(["cat"], list[str])
+        (True, False, True)
+    """
+    kind, parts = kind_of(hint), get_args(hint)
     if kind is Any:
         return True
     if kind is Literal:
         return value in parts
     if kind in (Union, types.UnionType):
         return any(fits(value, part) for part in parts)
-    if kind in (tuple, Sequence):
+    if kind in (list, tuple, Sequence):
         return isinstance(value, (list, tuple)) and all(fits(item, parts[0]) for item in value)
     if kind is Mapping:
         return isinstance(value, Mapping) and all(isinstance(key, str) for key in value)
@@ -32,21 +64,54 @@ def fits(value: Any, hint: Any) -> bool:
     return isinstance(value, (int, float) if kind is float else kind)
 
 
+def from_text(text: str, hint: Any) -> Any:
+    """Read a value of a command line as the type hint of its field says: numbers, text, or words between commas.
+
+    Examples:
+        >>> from_text("0.5", float | None), from_text("cat,dog", list[str])
+        (0.5, ('cat', 'dog'))
+
+    Raises:
+        ValueError: It is no such value.
+    """
+    hint = without_none(hint)
+    kind = kind_of(hint)
+    if kind in (list, tuple, Sequence):
+        return tuple(from_text(part, get_args(hint)[0]) for part in text.split(","))
+    if kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            raise ValueError(f"must be {name_of(hint)}, not {text!r}") from None
+    return text
+
+
 def name_of(hint: Any) -> str:
-    """A type hint in words, for an error message."""
-    kind, parts = get_origin(hint) or hint, get_args(hint)
+    """Say in words what a type hint asks for, for an error message.
+
+    Examples:
+        >>> name_of(int | None)
+        'a whole number or nothing'
+    """
+    kind, parts = kind_of(hint), get_args(hint)
     if kind is Literal:
         return f"one of {', '.join(map(repr, parts))}"
     if kind in (Union, types.UnionType):
         return " or ".join(name_of(part) for part in parts)
-    if kind in (tuple, Sequence):
+    if kind in (list, tuple, Sequence):
         return f"a list of {name_of(parts[0])}"
     words = {int: "a whole number", float: "a number", str: "text", bool: "true or false", Mapping: "a table"}
     return "nothing" if kind in (type(None), None) else words.get(kind, getattr(kind, "__name__", str(kind)))
 
 
 def help_of(cls: type) -> dict[str, str]:
-    """What the `Attributes:` of a Google-style docstring say of each field."""
+    """Return what the `Attributes:` of a class's docstring say of each field.
+
+    Examples:
+        >>> from cifarnets.recipes import Recipe
+        >>> help_of(Recipe)["epochs"]
+        'passes over the training images'
+    """
     _, _, section = (inspect.getdoc(cls) or "").partition("Attributes:\n")
     entries = re.findall(r"^ {4}(\w+): (.*(?:\n {5,}.*)*)", section, flags=re.MULTILINE)
     return {name: " ".join(text.split()) for name, text in entries}

@@ -2,8 +2,11 @@
 
 import csv
 import json
+import shutil
+import signal
 import sys
 from dataclasses import asdict, replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +50,14 @@ def _few_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cifarnets.recipes.recipe.SyntheticCIFAR10", few)
 
 
+@pytest.fixture
+def _interactive(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A session in which Ctrl-C ends the fit and not the program."""
+    monkeypatch.setattr(sys, "ps1", ">>> ", raising=False)
+
+
 class StopAfter(Callback):
-    """Ends the fit as Ctrl-C does, after so many batches."""
+    """Sends Ctrl-C after some batches."""
 
     def __init__(self, batches: int) -> None:
         self.left = batches
@@ -56,8 +65,14 @@ class StopAfter(Callback):
     def on_batch_end(self, trainer: Trainer) -> None:
         self.left -= 1
         if not self.left:
-            trainer.interrupted = True
-            trainer.stop()
+            signal.raise_signal(signal.SIGINT)
+
+
+class CountBatches(Callback):
+    count = 0
+
+    def on_batch_end(self, trainer: Trainer) -> None:
+        self.count += 1
 
 
 class Spy(Callback):
@@ -67,6 +82,18 @@ class Spy(Callback):
 
     def on_fit_end(self, trainer: Trainer) -> None:
         self.trainer = trainer
+
+
+class Unspeakable:
+    """What cannot even be printed."""
+
+    def __repr__(self) -> str:
+        raise ZeroDivisionError
+
+
+_deep: Any = []
+for _ in range(2000):
+    _deep = [_deep]
 
 
 def go(recipe: Recipe | None, folder: Path, *callbacks: Callback, **options: Any) -> Run:
@@ -118,7 +145,7 @@ class TestFolder:
         result = go(RICH, tmp_path / "run")
         model: Any = load(tmp_path / "run" / "model.safetensors")
         assert same_weights(model, result.model)
-        assert evaluate(model, on_test(RICH), "cpu") == result.evaluations["test"]
+        assert evaluate(model, on_test(RICH), device="cpu") == result.evaluations["test"]
         assert model.meta.classes == RICH.classes
         assert model.meta.config["num_classes"] == 5
         assert model.meta.mean == pytest.approx(RICH.dataset(True).constants[0])
@@ -128,15 +155,15 @@ class TestFolder:
         result = go(replace(SMALL, val=50), tmp_path / "run")
         assert {name: found.n for name, found in result.evaluations.items()} == {"train": 350, "test": 100, "val": 50}
         assert result.evaluations["val"].accuracy == result.history[-1]["val_accuracy"]
-        assert result.evaluations["test"] == evaluate(result.model, on_test(SMALL), "cpu")
+        assert result.evaluations["test"] == evaluate(result.model, on_test(SMALL), device="cpu")
         written = read(tmp_path / "run", "evaluation.json")
         assert written == json.loads(json.dumps({name: e.to_dict() for name, e in result.evaluations.items()}))
 
     def test_test_time_augmentation_is_an_entry_of_its_own(self, tmp_path: Path) -> None:
         result = go(replace(SMALL, epochs=1, tta="mirror", val=50), tmp_path / "run")
         assert set(result.evaluations) == {"train", "test", "val", "test (mirror)", "val (mirror)"}
-        assert result.evaluations["test (mirror)"] == evaluate(result.model, on_test(SMALL), "cpu", tta="mirror")
-        assert result.evaluations["test"] == evaluate(result.model, on_test(SMALL), "cpu")
+        assert result.evaluations["test (mirror)"] == evaluate(result.model, on_test(SMALL), device="cpu", tta="mirror")
+        assert result.evaluations["test"] == evaluate(result.model, on_test(SMALL), device="cpu")
         assert set(read(tmp_path / "run", "evaluation.json")) == set(result.evaluations)
 
     def test_a_moving_average_is_what_is_evaluated_and_saved(self, tmp_path: Path) -> None:
@@ -145,8 +172,8 @@ class TestFolder:
         saved = load(tmp_path / "run" / "model.safetensors")
         assert same_weights(saved, result.model)
         assert not same_weights(saved, spy.trainer.model)
-        assert evaluate(saved, on_test(SMALL), "cpu") == result.evaluations["test"]
-        assert evaluate(spy.trainer.model, on_test(SMALL), "cpu") != result.evaluations["test"]
+        assert evaluate(saved, on_test(SMALL), device="cpu") == result.evaluations["test"]
+        assert evaluate(spy.trainer.model, on_test(SMALL), device="cpu") != result.evaluations["test"]
 
     def test_a_folder_that_is_not_empty_is_left_alone(self, tmp_path: Path) -> None:
         (tmp_path / "thesis.txt").write_text("all I have")
@@ -159,7 +186,7 @@ class TestFolder:
     def test_a_second_run_does_not_write_over_the_first(self, tmp_path: Path) -> None:
         go(replace(SMALL, epochs=1), tmp_path / "run")
         before = {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
-        with pytest.raises(OutputError, match=r"go on with the run in it \(resume=True, --resume\)"):
+        with pytest.raises(OutputError, match=r"resume the run in it \(resume=True, --resume\)"):
             go(replace(SMALL, epochs=1), tmp_path / "run")
         assert {path: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
 
@@ -282,6 +309,7 @@ class TestRecipe:
             go(replace(SMALL, **change), tmp_path / "run", root=tmp_path)
 
 
+@pytest.mark.usefixtures("_interactive")
 class TestResume:
     @pytest.mark.parametrize("recipe", [SMALL, RICH], ids=["small", "rich"])
     @pytest.mark.parametrize("stops", [(3,), (8,), (1, 2, 5)], ids=str)
@@ -320,7 +348,6 @@ class TestResume:
         class Impatient(Callback):
             def on_batch_end(self, trainer: Trainer) -> None:
                 if trainer.epoch == 1 and trainer.batches_done == 3:
-                    trainer.interrupted = True
                     raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
@@ -380,7 +407,7 @@ class TestResume:
 
     def test_there_is_no_run(self, tmp_path: Path) -> None:
         for folder in (tmp_path, tmp_path / "nowhere"):
-            with pytest.raises(InputError, match=r"there is no run in '.*' to go on with"):
+            with pytest.raises(InputError, match=r"there is no run in '.*' to resume"):
                 go(None, folder, resume=True)
         with pytest.raises(InputError, match="there is no run"):
             go(None, tmp_path)
@@ -459,13 +486,13 @@ def test_reproducing_is_running_a_recipe_with_a_seed(tmp_path: Path, monkeypatch
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"epochs": "3"}, "epochs of a recipe must be int, not '3'"),
-        ({"epochs": True}, "epochs of a recipe must be int, not True"),
-        ({"epochs": 0}, "epochs must be at least 1, not 0"),
-        ({"lr": "fast"}, "lr of a recipe must be int or float, not 'fast'"),
-        ({"ema": "0.9"}, "ema of a recipe must be int or float or nothing, not '0.9'"),
-        ({"optimizer_options": [1]}, r"optimizer_options of a recipe must be Mapping, not \[1\]"),
-        ({"classes": "cat"}, "classes of a recipe must be list or tuple, not 'cat'"),
+        ({"epochs": "3"}, "epochs of a recipe must be a whole number, not '3'"),
+        ({"epochs": True}, "epochs of a recipe must be a whole number, not True"),
+        ({"epochs": 0}, "epochs must be at least 1, and below 2..31, not 0"),
+        ({"lr": "fast"}, "lr of a recipe must be a number, not 'fast'"),
+        ({"ema": "0.9"}, "ema of a recipe must be a number or nothing, not '0.9'"),
+        ({"optimizer_options": [1]}, r"optimizer_options of a recipe must be a table, not \[1\]"),
+        ({"classes": "cat"}, "classes of a recipe must be a list of text, not 'cat'"),
         ({"tta": "miror"}, "tta of a recipe must be one of .*'mirror_shift'.*, not 'miror'"),
         ({"precision": "int8"}, "precision of a recipe must be one of .*, not 'int8'"),
         ({"augment": {"foo": 1}}, "augment of a recipe does not take .*foo"),
@@ -488,3 +515,141 @@ def test_a_model_that_is_not_there_leaves_nothing_behind(tmp_path: Path) -> None
     with pytest.raises(UnknownNameError, match="Did you mean 'convnet'"):
         run_recipe(replace(SMALL, distill={"teacher": "convnt"}), tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+BAD: list[tuple[dict[str, Any], str]] = [
+    ({"config": {"a": _deep}}, "config of a recipe is nested more than 8 deep"),
+    ({"optimizer_options": {"momentum": _deep}}, "nested more than 8 deep"),
+    ({"lr": _deep}, "lr of a recipe must be a number, not "),
+    ({"model": 16**4000}, "model of a recipe must be text, not a int"),
+    ({"seed": 2**63}, "seed of a recipe has a number that is not within"),
+    ({"seed": 10**5000}, "seed of a recipe has a number that is not within .*: a int"),
+    ({"batch_size": 2**63 - 1}, r"batch_size must be at least 1, and below 2\*\*31"),
+    ({"batch_size": 2**63}, "batch_size of a recipe has a number that is not within"),
+    ({"epochs": 2**40}, r"epochs must be at least 1, and below 2\*\*31"),
+    ({"accumulate": 10**400}, "accumulate of a recipe has a number that is not within"),
+    ({"val": -1}, "val must be at least 0"),
+    ({"lr": float("nan")}, "lr of a recipe has nan, which is not a finite number"),
+    ({"lr": float("inf")}, "not a finite number"),
+    ({"config": {"widths": date(1979, 5, 27)}}, "config of a recipe has a date, which no recipe can hold"),
+    ({"config": {"a": {5: 1}}}, "config of a recipe has a key that is no text"),
+    ({"config": {"a": object}}, "config of a recipe has a type, which no recipe can hold"),
+    ({"config": {"a": Unspeakable()}}, "has a Unspeakable, which no recipe can hold: a Unspeakable"),
+    ({"distill": {5: 1}}, "distill of a recipe must be a table"),
+    ({"classes": ["cat"] * 20_000}, "classes of a recipe has more than 10,000 entries"),
+    ({"classes": ["c" * 6_000]}, "classes of a recipe has a text of 6,000 characters"),
+    ({"classes": [3]}, "classes of a recipe must be a list of text"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), BAD, ids=[message for _, message in BAD])
+def test_hostile_values_are_refused_as_they_come(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        replace(SMALL, **change)
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"optimizer": "convmuon", "optimizer_options": {"steps": "x"}}, "ConvMuon refuses {'steps': 'x'}"),
+        ({"optimizer": "adamw", "optimizer_options": {"capturable": True}}, "AdamW refuses {'capturable': True}"),
+        ({"optimizer_options": {"momentum": "much"}}, "SGD refuses"),
+        ({"schedule": "cosine", "schedule_options": {"warmup": "long"}}, "the schedule 'cosine' refuses"),
+        ({"label_smoothing": 7.0}, "label_smoothing must be between 0 and 1"),
+        ({"config": {"widths": "abc"}}, "widths"),
+        ({"tta": "mirror", "distill": {"teacher": "convnet", "temperature": "hot"}}, "temperature"),
+    ],
+    ids=str,
+)
+def test_what_only_a_later_step_would_notice_is_refused_before_the_folder_is_made(
+    change: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(CifarNetsError, match=message):
+        go(replace(SMALL, **change), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("seeds = " + "[" * 3000, "cannot read the recipe"),
+        ('model = "convnet"\nconfig = {a = ' + "[" * 300 + "]" * 300 + "}", "nested more than 8 deep"),
+        ("model = 0x" + "f" * 4000, "model of a recipe must be text, not a int"),
+        (".".join(["a"] * 24_000) + " = 1", "cannot read the recipe .*: it is larger than 16,000 bytes"),
+        ('model = "convnet"\nconfig = {day = 1979-05-27}', "config of a recipe has a date"),
+        ('model = "convnet"\nlr = nan', "not a finite number"),
+        ("model = 'a\x00'", "cannot read the recipe"),
+        ("\x1b[2J", "cannot read the recipe"),
+    ],
+    ids=lambda text: text[:40],
+)
+def test_hostile_recipe_files(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=message) as caught:
+        load_recipe(path)
+    assert len(str(caught.value)) < 1000
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(InputError, match="cannot read the recipe"):
+        load_recipe(path)
+
+
+@pytest.mark.parametrize("name", ["a\0b.toml", "x" * 300 + ".toml", "\ud800.toml", "a\0b", "x" * 300, ""])
+def test_recipe_names_that_no_file_has(name: str) -> None:
+    with pytest.raises(CifarNetsError):
+        load_recipe(name)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[" * 2000,
+        '{"recipe": {"model": "convnet"}, "starts": ' + "[" * 500 + "]" * 500 + "}",
+        '{"recipe": {"model": "convnet", "config": {"a": ' + "[" * 500 + "]" * 500 + '}}, "starts": []}',
+        '{"recipe": {"model": "convnet", "seed": ' + "9" * 5000 + '}, "starts": []}',
+        '{"recipe": {"model": "convnet", "seed": ' + "9" * 400 + '}, "starts": []}',
+        '{"recipe": {"model": "convnet"}, "starts": "abc"}',
+        '{"recipe": {"model": "convnet"}, "starts": [' + "0," * 600_000 + "0]}",
+        '{"recipe": null, "starts": []}',
+        '{"recipe": {"model": "convnet", "lr": NaN}, "starts": []}',
+    ],
+    ids=lambda content: content[:60],
+)
+def test_a_hostile_run_file(content: str, tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text(content)
+    with pytest.raises(InputError, match=r"run.json' is damaged: ") as caught:
+        go(None, tmp_path, resume=True)
+    assert len(str(caught.value)) < 1000
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+
+
+def test_a_folder_that_no_system_has(tmp_path: Path) -> None:
+    for name in ("a\0b", "x" * 300):
+        with pytest.raises(OutputError, match="cannot write into"):
+            go(replace(SMALL, epochs=1), tmp_path / name)
+
+
+@pytest.mark.parametrize(("epoch", "hook"), [(1, "on_batch_end"), (1, "on_epoch_end"), (2, "on_fit_end")])
+def test_a_folder_that_is_removed_meanwhile_ends_the_run_with_an_error(epoch: int, hook: str, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+
+    class Remove(Callback):
+        def remove(self, trainer: Trainer) -> None:
+            if trainer.epoch == epoch and folder.exists():
+                shutil.rmtree(folder)
+
+    setattr(Remove, hook, Remove.remove)
+    with pytest.raises(OutputError, match=r"run.json' has been removed while the run was going on"):
+        go(replace(SMALL, epochs=2), folder, Remove())
+    assert not (folder / "model.safetensors").exists()
+
+
+def test_ctrl_c_in_a_script_saves_and_then_ends_it(tmp_path: Path) -> None:
+    whole = go(SMALL, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        go(SMALL, tmp_path / "run", StopAfter(11))
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+    spy = CountBatches()
+    assert same_weights(go(None, tmp_path / "run", spy, resume=True).model, whole.model)
+    assert spy.count == 5, "exactly the five batches that were left have been trained on"

@@ -17,6 +17,7 @@ from torch.utils.data.distributed import DistributedSampler
 from cifarnets.datasets import BatchLoader, ImageDataset
 from cifarnets.errors import InputError
 from cifarnets.training.distributed import World, join, leave
+from cifarnets.training.feed import EpochFeed
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="torchrun needs libuv on Windows")
 
@@ -168,7 +169,7 @@ class TestOneProcess:
     def test_devices_that_torch_cannot_connect(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("WORLD_SIZE", "2")
         monkeypatch.setenv("RANK", "0")
-        with pytest.raises(InputError, match="several processes cannot share out work on mps"):
+        with pytest.raises(InputError, match="several processes cannot train together on mps"):
             join(torch.device("mps"))
 
     def test_a_torch_that_lacks_it_is_imported_all_the_same(self) -> None:

@@ -1,15 +1,14 @@
 """The learning-rate finder: a sensible answer, and no trace of the search."""
 
 import math
-import random
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from tests.training.helpers import BatchNormNet, MakeNet, random_numbers
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -19,21 +18,13 @@ from cifarnets.datasets import BatchLoader, ImageDataset
 from cifarnets.errors import InputError
 from cifarnets.training import EMA, EarlyStopping, LRSearch, find_lr
 
-Net = Callable[..., nn.Module]
-
-
-def draw() -> tuple[float, float, float]:
-    return random.random(), np.random.rand(), torch.rand(()).item()  # noqa: NPY002 (users draw from it)
-
 
 def dropping() -> nn.Module:
     torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(3, 4, 3, stride=4), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Dropout(0.3), nn.Linear(256, 3)
-    )
+    return BatchNormNet()
 
 
-def lasting(trainer: Trainer) -> str:
+def state_but_gradients(trainer: Trainer) -> str:
     """The state, but for gradients, of which every fit starts without any."""
     return str({**trainer.state_dict(), "gradients": None})
 
@@ -71,15 +62,15 @@ def test_nothing_of_the_search_is_left(train: ImageDataset, kind: str, when: str
             trainer.fit(other, epochs=2)
             trainer.model[0]._forward_hooks.clear()
         trainer.model.eval()
-        before = lasting(trainer)
+        before = state_but_gradients(trainer)
         weights = {name: value.clone() for name, value in trainer.model.state_dict().items()}
         if search:
-            trainer.find_lr(loader, high=0.1, steps=30)
-        assert lasting(trainer) == before
+            find_lr(trainer, loader, high=0.1, steps=30)
+        assert state_but_gradients(trainer) == before
         assert all(torch.equal(value, weights[name]) for name, value in trainer.model.state_dict().items())
         assert all(not module.training for module in trainer.model.modules())
         trainer.fit(loader, epochs=2)
-        return trainer, draw()
+        return trainer, random_numbers()
 
     (searched, numbers), (plain, expected) = story(True), story(False)
     assert [row["loss"] for row in searched.history] == [row["loss"] for row in plain.history]
@@ -94,28 +85,28 @@ def test_what_the_user_seeds_afterwards_counts(train: ImageDataset) -> None:
         trainer = Trainer(dropping(), device="cpu")
         loader = DataLoader(train, 16, shuffle=True)
         if search:
-            trainer.find_lr(loader, high=0.1, steps=30)
+            find_lr(trainer, loader, high=0.1, steps=30)
         cifarnets.seed_everything(9)
         return float(trainer.fit(loader, epochs=1)[0]["loss"])
 
     assert loss(True) == loss(False)
 
 
-def test_a_search_that_fails_leaves_no_trace_either(net: Net, loader: BatchLoader) -> None:
+def test_a_search_that_fails_leaves_no_trace_either(net: MakeNet, loader: BatchLoader) -> None:
     trainer = Trainer(net(), optimizer_options={"momentum": 0.9}, device="cpu")
     before = str(trainer.state_dict())
     good = list(loader)
     state = loader.state_dict()
     with pytest.raises(InputError, match="batch 4: images must be float"):
-        trainer.find_lr([*good, (good[0][0].byte(), good[0][1])])
+        find_lr(trainer, [*good, (good[0][0].byte(), good[0][1])])
     loader.load_state_dict(state)
     assert str(trainer.state_dict()) == before
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_the_suggestion_is_a_rate_that_trains(net: Net, synthetic3: ImageDataset, seed: int) -> None:
+def test_the_suggestion_is_a_rate_that_trains(net: MakeNet, synthetic3: ImageDataset, seed: int) -> None:
     loader = BatchLoader(synthetic3, 32, shuffle=True, device="cpu", seed=seed)
-    search = Trainer(net(seed), device="cpu").find_lr(loader, low=1e-4, high=10.0)
+    search = find_lr(Trainer(net(seed), device="cpu"), loader, low=1e-4, high=10.0)
     assert isinstance(search, LRSearch)
     assert search.rates[0] == pytest.approx(1e-4)
     assert list(search.rates) == sorted(search.rates)
@@ -131,7 +122,7 @@ def test_the_suggestion_is_a_rate_that_trains(net: Net, synthetic3: ImageDataset
     assert learnt(search.suggestion) < learnt(1e-4) - 0.01
 
 
-def test_the_search_ends_where_the_loss_explodes(net: Net, loader: BatchLoader) -> None:
+def test_the_search_ends_where_the_loss_explodes(net: MakeNet, loader: BatchLoader) -> None:
     def squared(logits: Tensor, labels: Tensor) -> Tensor:
         return (logits - labels[:, None]).square().mean()
 
@@ -140,7 +131,7 @@ def test_the_search_ends_where_the_loss_explodes(net: Net, loader: BatchLoader) 
     assert search.suggestion < search.rates[-1] < 1e4
 
 
-def test_groups_keep_the_ratio_of_their_rates(net: Net, loader: BatchLoader) -> None:
+def test_groups_keep_the_ratio_of_their_rates(net: MakeNet, loader: BatchLoader) -> None:
     model: Any = net()
     slow = [parameter for name, parameter in model.named_parameters() if not name.startswith("fc2")]
     groups = [{"params": slow, "lr": 1e-3}, {"params": model.fc2.parameters(), "lr": 1e-2}]
@@ -160,7 +151,7 @@ def test_groups_keep_the_ratio_of_their_rates(net: Net, loader: BatchLoader) -> 
 
 @pytest.mark.parametrize("looks", [True, False])
 def test_the_search_ends_where_the_loss_is_no_number(
-    net: Net, loader: BatchLoader, looks: bool, monkeypatch: pytest.MonkeyPatch
+    net: MakeNet, loader: BatchLoader, looks: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = 0
 
@@ -173,7 +164,7 @@ def test_the_search_ends_where_the_loss_is_no_number(
         monkeypatch.setattr(
             "cifarnets.training.trainer.math", SimpleNamespace(isfinite=lambda _: True, nan=0.0, ceil=math.ceil)
         )
-    search = Trainer(net(), loss=breaks, device="cpu").find_lr(loader, steps=50)
+    search = find_lr(Trainer(net(), loss=breaks, device="cpu"), loader, steps=50)
     assert len(search.rates) == 20
     assert search.suggestion in search.rates
     assert all(loss == loss for loss in search.losses)
@@ -182,12 +173,12 @@ def test_the_search_ends_where_the_loss_is_no_number(
 @pytest.mark.parametrize(
     ("low", "high", "steps"), [(0, 1, 100), (-1, 1, 100), (1, 1, 100), (1, 0.1, 100), (1e-5, 1, 9), (1e-5, 1, 0)]
 )
-def test_a_search_that_makes_no_sense(net: Net, loader: BatchLoader, low: float, high: float, steps: int) -> None:
+def test_a_search_that_makes_no_sense(net: MakeNet, loader: BatchLoader, low: float, high: float, steps: int) -> None:
     with pytest.raises(InputError, match=f"needs 0 < low < high and at least 10 steps, not {low}, {high} and {steps}"):
-        Trainer(net(), device="cpu").find_lr(loader, low, high, steps)
+        find_lr(Trainer(net(), device="cpu"), loader, low, high, steps)
 
 
-def test_a_loss_that_never_falls(net: Net, loader: BatchLoader) -> None:
+def test_a_loss_that_never_falls(net: MakeNet, loader: BatchLoader) -> None:
     calls = 0
 
     def rising(logits: Tensor, labels: Tensor) -> Tensor:
@@ -196,20 +187,20 @@ def test_a_loss_that_never_falls(net: Net, loader: BatchLoader) -> None:
         return logits.sum() * 0 + calls
 
     with pytest.raises(InputError, match=r"the loss never falls between 1e-05 and .*; try lower rates"):
-        Trainer(net(), loss=rising, device="cpu").find_lr(loader)
+        find_lr(Trainer(net(), loss=rising, device="cpu"), loader)
 
     def nan(logits: Tensor, labels: Tensor) -> Tensor:
         return logits.sum() * torch.nan
 
     with pytest.raises(InputError, match=r"the loss never falls between 1e-05 and 1\.0; try lower rates"):
-        Trainer(net(), loss=nan, device="cpu").find_lr(loader)
+        find_lr(Trainer(net(), loss=nan, device="cpu"), loader)
 
 
-@pytest.mark.parametrize(("batches", "when"), [(0, "at all"), (3, "a second time")])
-def test_a_loader_that_runs_dry(net: Net, loader: BatchLoader, batches: int, when: str) -> None:
+@pytest.mark.parametrize(("batches", "when"), [(0, ""), (3, " a second time")])
+def test_a_loader_that_runs_dry(net: MakeNet, loader: BatchLoader, batches: int, when: str) -> None:
     dry = iter(list(loader)[:batches])
-    with pytest.raises(InputError, match=f"the loader gave no batch {when}; a generator can be gone through only once"):
-        Trainer(net(), device="cpu").find_lr(dry)
+    with pytest.raises(InputError, match=f"the loader gave no batch{when}; a generator can be gone through only once"):
+        find_lr(Trainer(net(), device="cpu"), dry)
 
 
 def test_the_picture_marks_the_suggestion(tmp_path: Path) -> None:

@@ -1,19 +1,384 @@
-"""A real run on real data, killed ten times, against one that nobody touched."""
+"""A resumed fit ends as if it had never stopped, from every batch and every moment, and after every kill."""
 
 import csv
+import math
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from tests.training.helpers import (
+    BatchNormNet,
+    MakeNet,
+    OnEveryHook,
+    StopAt,
+    assert_same_weights,
+    batches_of,
+    random_numbers,
+    weights_of,
+    without_times,
+)
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import ExponentialLR
+from torch.utils.data import DataLoader, RandomSampler
 
-from cifarnets import load
+import cifarnets
+from cifarnets import Trainer, load
 from cifarnets.cli import main
+from cifarnets.datasets import BatchLoader, ImageDataset
+from cifarnets.errors import DivergedError, InputError, WeightsError
+from cifarnets.training import EMA, Callback, Checkpoint, EarlyStopping
+from cifarnets.training.checkpoint import CHECKPOINT_FILE
+from cifarnets.weights.state import read_state, write_state
+
+
+class Archive(Checkpoint):
+    """Keeps every state that it writes, each in its own folder."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, every_batches=1)
+        self.kept: list[Path] = []
+
+    def on_batch_end(self, trainer: Trainer) -> None:
+        super().on_batch_end(trainer)
+        self.keep()
+
+    def on_epoch_end(self, trainer: Trainer) -> None:
+        super().on_epoch_end(trainer)
+        self.keep()
+
+    def keep(self) -> None:
+        self.kept.append(self.folder / f"{len(self.kept):03}")
+        self.kept[-1].mkdir()
+        shutil.copy(self.folder / CHECKPOINT_FILE, self.kept[-1] / CHECKPOINT_FILE)
+
+
+class Noisy:
+    """Batches with noise from every global generator, as augmentations of users may draw it."""
+
+    def __init__(self, dataset: ImageDataset) -> None:
+        self.batches = list(BatchLoader(dataset, 16, device="cpu"))
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for images, labels in self.batches:
+            yield images + torch.randn_like(images) + sum(random_numbers()), labels
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a fit is made of: a net, a loader, the Trainer's arguments, callbacks."""
+
+    net: type[nn.Module] | None  # None for the fixture's
+    loader: Callable[[ImageDataset], Any]
+    options: dict[str, Any]
+    callbacks: Callable[[], list[Callback]] = list
+
+
+SETUPS = {
+    "BatchLoader": Setup(
+        None,
+        lambda data: BatchLoader(data, 16, shuffle=True, device="cpu", seed=3),
+        {"lr": 0.05, "optimizer_options": {"momentum": 0.9}, "schedule": "one_cycle"},
+    ),
+    "DataLoader": Setup(None, lambda data: DataLoader(data, 16, shuffle=True), {"lr": 0.05}),
+    "DataLoader with its own numbers": Setup(
+        None,
+        lambda data: DataLoader(data, 16, shuffle=True, generator=torch.Generator().manual_seed(1)),
+        {"lr": 0.05, "schedule": lambda optimizer: ExponentialLR(optimizer, 0.9)},
+    ),
+    "numbers from everywhere": Setup(BatchNormNet, Noisy, {"seed": 4, "accumulate": 3}),
+    "all callbacks": Setup(
+        BatchNormNet,
+        lambda data: BatchLoader(data, 9, shuffle=True, device="cpu", seed=3),  # five batches, three steps
+        {
+            "optimizer": "adam",
+            "accumulate": 2,
+            "clip_norm": 1.0,
+            "lr": 0.03,
+            "schedule": "cosine",
+            "schedule_options": {"warmup": 0.2},
+        },
+        lambda: [EMA(0.8), EarlyStopping("val_loss", patience=1, min_delta=0.2)],
+    ),
+}
+
+
+def set_up(name: str, net: MakeNet, data: ImageDataset, folder: Path, *more: Callback) -> tuple[Trainer, Any]:
+    setup = SETUPS[name]
+    cifarnets.seed_everything(1)
+    torch.manual_seed(1)
+    built = setup.net() if setup.net else net()
+    cifarnets.seed_everything(2)
+    # The checkpoint is named first, as users may: what it holds must not depend on that.
+    trainer = Trainer(built, **setup.options, callbacks=[Archive(folder), *setup.callbacks(), *more], device="cpu")
+    return trainer, setup.loader(data)
+
+
+def assert_same_end(ours: Trainer, theirs: Trainer, numbers: tuple[float, float, float]) -> None:
+    assert without_times(ours.history) == without_times(theirs.history)
+    assert_same_weights(ours.model, theirs.model)
+    assert_same_weights(ours.eval_model, theirs.eval_model)
+    assert (ours.epoch, ours.global_step, ours.lr) == (theirs.epoch, theirs.global_step, theirs.lr)
+    assert str(ours.optimizer.state_dict()) == str(theirs.optimizer.state_dict())
+    assert random_numbers() == numbers
+
+
+@pytest.mark.parametrize("name", SETUPS)
+def test_resumed_from_any_batch_it_ends_as_if_never_stopped(
+    net: MakeNet, train: ImageDataset, val_loader: BatchLoader, tmp_path: Path, name: str
+) -> None:
+    whole, loader = set_up(name, net, train, tmp_path / "whole")
+    whole.fit(loader, val_loader, epochs=3)
+    numbers = random_numbers()
+    stopped_early = name == "all callbacks"
+    assert (len(whole.history) < 3) == stopped_early, "early stopping must have had its say"
+    (archive,) = (callback for callback in whole.callbacks if isinstance(callback, Archive))
+    assert len(archive.kept) == len(whole.history) * (len(loader) + 1)
+
+    for number, folder in enumerate(archive.kept):
+        resumed, loader = set_up(name, net, train, tmp_path / f"resumed{number}")
+        cifarnets.seed_everything(number)  # which must not matter
+        resumed.fit(loader, val_loader, epochs=3, resume=folder)
+        if number == len(archive.kept) - 1:  # nothing was left to do
+            assert without_times(resumed.history) == without_times(whole.history)
+            assert_same_weights(resumed.eval_model, whole.eval_model)
+        else:
+            assert_same_end(resumed, whole, numbers)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows cannot send itself these signals")
+@pytest.mark.parametrize("name", ["DataLoader", "all callbacks"])
+def test_interrupted_at_any_moment_it_resumes_from_the_very_batch(
+    net: MakeNet, train: ImageDataset, val_loader: BatchLoader, tmp_path: Path, name: str
+) -> None:
+    moments: list[str] = []
+    whole, loader = set_up(name, net, train, tmp_path / "whole", OnEveryHook(lambda hook, _: moments.append(hook)))
+    whole.fit(loader, val_loader, epochs=2)
+    numbers = random_numbers()
+
+    for moment in range(len(moments) - 1):  # the last is on_fit_end, after which there is nothing to stop
+        folder = tmp_path / str(moment)
+        passed = iter(range(len(moments)))
+
+        def kill(_hook: str, _trainer: Trainer, moment: int = moment, passed: Iterator[int] = passed) -> None:
+            if next(passed) == moment:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        killed, loader = set_up(name, net, train, folder, OnEveryHook(kill))
+        # What is saved when the signal has come must do, whatever was saved before.
+        killed.callbacks[:] = [callback for callback in killed.callbacks if not isinstance(callback, Archive)]
+        killed.callbacks.append(Checkpoint(folder))
+        with pytest.raises(SystemExit):
+            killed.fit(loader, val_loader, epochs=2)
+        assert killed.interrupted
+        random_numbers()
+        resumed, loader = set_up(name, net, train, tmp_path / f"resumed{moment}", OnEveryHook(lambda *_: None))
+        resumed.fit(loader, val_loader, epochs=2, resume=folder)
+        assert resumed.global_step == whole.global_step
+        if killed.epoch < whole.epoch:
+            assert_same_end(resumed, whole, numbers)
+        else:
+            assert without_times(resumed.history) == without_times(whole.history)
+
+
+def test_resume_without_a_checkpoint_starts_from_the_beginning(
+    net: MakeNet, loader: BatchLoader, tmp_path: Path
+) -> None:
+    assert len(Trainer(net(), device="cpu").fit(loader, epochs=1, resume=tmp_path / "none")) == 1
+
+
+def test_resume_counts_the_epochs_of_its_fit(net: MakeNet, loader: BatchLoader, tmp_path: Path) -> None:
+    first = Trainer(net(), callbacks=[Checkpoint(tmp_path)], device="cpu")
+    first.fit(loader, epochs=1)
+    first.fit(loader, epochs=2)
+    done = Trainer(net(), device="cpu")
+    assert without_times(done.fit(loader, epochs=2, resume=tmp_path)) == without_times(first.history)
+    more = Trainer(net(), device="cpu")
+    more.fit(loader, epochs=3, resume=tmp_path)
+    assert [row["epoch"] for row in more.history] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"num_classes": 4}, "another model: size mismatch for fc2.weight"),
+        ({"decay_biases": False}, r"parameter_groups \[8\], not \[4, 4\]"),
+        ({"schedule": "step"}, "another schedule: 'cosine', not 'step'"),
+        ({"schedule": "triangular"}, "another schedule: 'cosine', not 'triangular'"),
+        ({"schedule": None}, "another schedule: 'cosine', not None"),
+        ({"schedule_options": {"warmup": 0.5}}, r"schedule_options {}, not {'warmup': 0.5}"),
+        ({"epochs": 2}, "a fit of 1 epochs"),
+        ({"optimizer": "adam", "optimizer_options": {}}, "optimizer 'SGD', not 'Adam'"),
+        ({"optimizer_options": {"momentum": 0.5}}, "optimizer_options .*0.9.*, not .*0.5"),
+        ({"lr": 0.5}, r"lr \[0.01\], not \[0.5\]"),
+        ({"loss": nn.CrossEntropyLoss()}, r"loss 'cross_entropy\(label_smoothing=0.0\)', not 'CrossEntropyLoss\("),
+        ({"label_smoothing": 0.1}, r"label_smoothing=0.0\)', not .*0.1"),
+        ({"accumulate": 2}, "accumulate 1, not 2"),
+        ({"clip_norm": 1.0}, "clip_norm None, not 1.0"),
+        ({"loader": lambda data: BatchLoader(data, 8, device="cpu")}, "batch_size 16, not 8"),
+        ({"loader": lambda data: BatchLoader(data.select(range(39)), 16, device="cpu")}, "images 40, not 39"),
+        ({"loader": lambda data: BatchLoader(data, 16, shuffle=True, device="cpu")}, "shuffle False, not True"),
+        ({"loader": lambda data: DataLoader(data, 16, shuffle=True)}, "sampler 'NoneType', not 'RandomSampler'"),
+        ({"loader": lambda data: DataLoader(data, 16, num_workers=1)}, "workers False, not True"),
+        ({"loader": lambda data: list(BatchLoader(data, 16, device="cpu"))}, "batch_size 16, not None"),
+        ({"loader": lambda data: list(BatchLoader(data, 8, device="cpu"))}, "batch_size 16, not None"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_checkpoint_of_another_fit_is_refused_and_leaves_all_as_it_was(
+    net: MakeNet, train: ImageDataset, tmp_path: Path, other: dict[str, Any], message: str
+) -> None:
+    options: dict[str, Any] = {"schedule": "cosine", "optimizer_options": {"momentum": 0.9}, "device": "cpu"}
+    Trainer(net(), **options, callbacks=[Checkpoint(tmp_path)]).fit(BatchLoader(train, 16, device="cpu"), epochs=1)
+    good = (tmp_path / CHECKPOINT_FILE).read_bytes()
+    options |= other
+    make_loader = options.pop("loader", lambda data: BatchLoader(data, 16, device="cpu"))
+    epochs = options.pop("epochs", 1)
+    model: Any = cifarnets.models.create("convnet", num_classes=options.pop("num_classes", 3), widths=(4, 4), hidden=8)
+    meta, before = model.meta, weights_of(model)
+    trainer = Trainer(model, **options, seed=5, callbacks=[Checkpoint(tmp_path)])
+    loader, numbers = make_loader(train), torch.get_rng_state()
+    with pytest.raises(InputError, match=f"the checkpoint is .*(?s:.*){message}"):
+        trainer.fit(loader, epochs=epochs, resume=tmp_path)
+    assert (trainer.epoch, trainer.end_epoch, trainer.batches_done, trainer.history) == (0, 0, 0, [])
+    assert trainer.schedule is None
+    assert trainer.optimizer.state_dict()["state"] == {}
+    assert model.meta is meta
+    assert torch.equal(torch.get_rng_state(), numbers)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name]), f"{name} was loaded all the same"
+    assert (tmp_path / CHECKPOINT_FILE).read_bytes() == good
+    trainer.callbacks.clear()
+    assert len(trainer.fit(BatchLoader(train, 16, device="cpu"), epochs=1)) == 1, "it can still train"
+
+
+def test_a_plan_that_is_refused_leaves_all_as_it_was(net: MakeNet, loader: BatchLoader, train: ImageDataset) -> None:
+    model: Any = net()
+    trainer = Trainer(model, lr=0.1, schedule="cosine", device="cpu", progress=False)
+    trainer.fit(loader, epochs=1)
+    meta, schedule, groups = model.meta, trainer.schedule, str(trainer.optimizer.state_dict())
+    other = ImageDataset(train.images, train.labels, ["a", "b", "c"])
+    for wrong in (
+        lambda: trainer.plan(BatchLoader(other, 16, device="cpu"), loader, 2),
+        lambda: trainer.plan(loader, BatchLoader(other, 16, device="cpu"), 2),
+        lambda: trainer.plan(iter([]), None, 2),
+        lambda: trainer.plan(loader, None, 0),
+    ):
+        with pytest.raises(InputError):
+            wrong()
+        assert model.meta is meta
+        assert trainer.schedule is schedule
+        assert trainer.loader is loader
+        assert (trainer.epoch, trainer.end_epoch) == (1, 1)
+        assert str(trainer.optimizer.state_dict()) == groups
+
+
+def test_persistent_workers_cannot_resume(net: MakeNet, train: ImageDataset, tmp_path: Path) -> None:
+    Trainer(net(), callbacks=[Checkpoint(tmp_path)], device="cpu").fit(DataLoader(train, 16), epochs=1)
+    loader = DataLoader(train, 16, num_workers=1, persistent_workers=True)
+    with pytest.raises(InputError, match=r"workers False, not True"):
+        Trainer(net(), device="cpu").fit(loader, epochs=2, resume=tmp_path)
+    state = read_state(tmp_path / CHECKPOINT_FILE)
+    state["progress"]["settings"]["workers"] = True
+    trainer = Trainer(net(), device="cpu")
+    trainer.plan(loader, epochs=2)
+    with pytest.raises(InputError, match="persistent_workers=True cannot repeat its order in a new process"):
+        trainer.load_state_dict(state)
+
+
+def test_resume_takes_the_folder_or_the_file(net: MakeNet, loader: BatchLoader, tmp_path: Path) -> None:
+    Trainer(net(), callbacks=[Checkpoint(tmp_path)], device="cpu").fit(loader, epochs=1)
+    for path in (tmp_path, str(tmp_path), tmp_path / CHECKPOINT_FILE, str(tmp_path / CHECKPOINT_FILE)):
+        epochs: list[int] = []
+        note = OnEveryHook(lambda hook, t, epochs=epochs: epochs.append(t.epoch) if hook == "on_epoch_end" else None)  # type: ignore[misc]
+        trainer = Trainer(net(), callbacks=[note], device="cpu")
+        trainer.fit(loader, epochs=2, resume=path)
+        assert epochs == [2], path
+        assert [row["epoch"] for row in trainer.history] == [1, 2]
+
+
+def test_resume_refuses_what_is_no_checkpoint(net: MakeNet, loader: BatchLoader, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    cifarnets.save(net(), tmp_path / "model.safetensors")
+    for path, error, message in (
+        (True, InputError, "resume must be the folder of a Checkpoint, or its file, not True"),
+        (5, InputError, "not 5"),
+        (tmp_path / "none.safetensors", InputError, "there is no checkpoint '.*none.safetensors' to resume from"),
+        ("a\0b", InputError, "resume cannot be 'a.*b'"),
+        (tmp_path / "model.safetensors", WeightsError, "holds a model, not the state of a fit"),
+        (tmp_path / "notes.txt", WeightsError, "notes.txt"),
+    ):
+        with pytest.raises(error, match=message):
+            Trainer(net(), device="cpu").fit(loader, epochs=1, resume=path)  # type: ignore[arg-type]
+
+
+def test_a_checkpoint_of_version_0_still_resumes(net: MakeNet, loader: BatchLoader, tmp_path: Path) -> None:
+    """Earlier versions kept no settings, and a number of images in the place of sizes."""
+    Trainer(net(), callbacks=[Checkpoint(tmp_path, every_batches=1), StopAt(2)], device="cpu").fit(loader, epochs=1)
+    state = read_state(tmp_path / CHECKPOINT_FILE)
+    del state["progress"]["settings"], state["tally"]["sizes"]
+    state["tally"]["images"] = 32
+    write_state(tmp_path / CHECKPOINT_FILE, state)
+    loader.epoch = 0
+    whole = Trainer(net(), device="cpu").fit(loader, epochs=1)
+    loader.epoch = 0
+    resumed = Trainer(net(), device="cpu").fit(loader, epochs=1, resume=tmp_path)
+    assert without_times(resumed) == [pytest.approx(row) for row in without_times(whole)]
+
+
+def test_what_an_epoch_has_seen_is_resumed_on_the_device(net: MakeNet, loader: BatchLoader, tmp_path: Path) -> None:
+    stop = OnEveryHook(
+        lambda hook, trainer: trainer.stop() if hook == "on_batch_end" and trainer.batches_done == 2 else None
+    )
+    Trainer(net(), callbacks=[Checkpoint(tmp_path, every_batches=1), stop], device="cpu").fit(loader, epochs=1)
+    trainer = Trainer(net(), device="cpu")
+    trainer.plan(loader, epochs=1)
+    trainer.device = torch.device("meta")  # one that is not the CPU, where the file is read
+    trainer.load_state_dict(read_state(tmp_path / CHECKPOINT_FILE))
+    assert [tensor.device.type for tensor in (*trainer.metrics.losses, trainer.metrics.correct)] == ["meta"] * 3
+
+
+def test_a_samplers_own_generator_is_resumed(net: MakeNet, train: ImageDataset, tmp_path: Path) -> None:
+    def setup(*more: Callback) -> tuple[Trainer, Any]:
+        sampler = RandomSampler(train, generator=torch.Generator().manual_seed(5))
+        return Trainer(net(), callbacks=more, device="cpu"), DataLoader(train, 8, sampler=sampler)
+
+    whole, loader = setup()
+    whole.fit(loader, epochs=2)
+    first, loader = setup(
+        Checkpoint(tmp_path), OnEveryHook(lambda hook, trainer: trainer.stop() if hook == "on_epoch_end" else None)
+    )
+    first.fit(loader, epochs=2)
+    resumed, loader = setup()
+    resumed.fit(loader, epochs=2, resume=tmp_path)
+    assert without_times(resumed.history) == without_times(whole.history)
+
+
+NAN = torch.full((2, 3, 32, 32), math.nan)
+
+
+def test_a_good_checkpoint_is_not_lost_to_nan(net: MakeNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(math, "isfinite", lambda _: True)  # as on a GPU, where to look at each loss is to wait for it
+    batches = batches_of(*[(None, None)] * 12, (NAN, None), *[(None, None)] * 20)
+    trainer = Trainer(net(), callbacks=[Checkpoint(tmp_path, every_batches=10)], device="cpu")
+    with pytest.raises(DivergedError, match="epoch 1, batch 13: the loss is nan"):
+        trainer.fit(batches, epochs=1)
+    state = read_state(tmp_path / CHECKPOINT_FILE)
+    assert state["progress"]["batch"] == 10
+    assert all(value.isfinite().all() for value in state["model"].values())
+
 
 RUN = ["train", "convnet", "--classes", "airplane,automobile,ship", "--epochs", "5", "--val", "1500", "--ema", "0.99"]
 HOW = [

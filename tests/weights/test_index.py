@@ -9,8 +9,7 @@ import pytest
 import cifarnets
 from cifarnets import load, models
 from cifarnets.errors import UnknownNameError, WeightsError
-from cifarnets.recipes import list_recipes, load_recipe
-from cifarnets.recipes.recipe import RELEASE, read_recipe
+from cifarnets.recipes.recipe import read_recipe
 from cifarnets.weights import index
 from cifarnets.weights.index import releases
 
@@ -18,16 +17,16 @@ Edit = Callable[[Callable[[dict[str, Any]], object]], None]
 
 
 def test_every_release_has_a_recipe_and_a_registered_model() -> None:
-    assert set(releases()) <= set(list_recipes())
+    assert set(releases()) <= set(cifarnets.recipes.list_recipes())
     assert {release.architecture for release in releases().values()} <= set(models.list_models())
     for name, release in releases().items():
-        recipe, published = load_recipe(name), read_recipe(name)[RELEASE]
+        recipe, runs = cifarnets.recipes.load_recipe(name), read_recipe(name)["release"]
         assert release.name == name
         assert recipe.model == release.architecture
-        assert tuple(published["seeds"]) == release.seeds
+        assert tuple(runs["seeds"]) == release.seeds
         assert release.seed == release.seeds[0]  # the first, not the best
         assert recipe.tta == release.tta
-        assert published["minutes"] > 0
+        assert runs["minutes"]
         if "." not in name:  # so that create(name) and info(name) speak of the same model
             assert models.create(name).meta.config == models.load(name).meta.config
 

@@ -1,6 +1,7 @@
 """What a run is made of: the recipe, and the files that hold it."""
 
 import json
+import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -18,13 +19,17 @@ from cifarnets._fields import fits, hints_of, name_of
 from cifarnets.datasets import Augment, CIFAR10Normalized, SyntheticCIFAR10, cifar_subset
 from cifarnets.datasets.images import ImageDataset
 from cifarnets.distillation import soft_labels
-from cifarnets.errors import InputError, unknown_name
+from cifarnets.errors import InputError, shorten, unknown_name
 from cifarnets.inference import TTA
 from cifarnets.training.precision import Precision
 from cifarnets.training.trainer import Trainer
 
 RELEASE = "release"
 """The table of a recipe's file that tells of the published runs; it is no part of the recipe."""
+LARGEST_FILE = 16_000
+"""Bytes of a TOML file: the time that a reader takes grows with the square of a hostile one."""
+LARGEST_NUMBER = 2**63
+"""What a seed must be below; torch and JSON readers take no larger number."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,8 @@ class Recipe:
         lr: learning rate, or its peak where a schedule changes it
         optimizer_options: further arguments of the optimizer: momentum=0.9
         decay_biases: weight decay on biases and normalisation layers too
-        schedule: how the learning rate changes, batch by batch
+        schedule: how the learning rate changes, batch by batch: constant, cosine, one_cycle, triangular, trapezoidal
+            or step
         schedule_options: further arguments of the schedule: warmup=0.1
         label_smoothing: of the cross-entropy, 0..1
         accumulate: batches an optimizer step
@@ -99,20 +105,24 @@ class Recipe:
         for name, hint in hints_of(Recipe).items():
             value = getattr(self, name)
             if not fits(value, hint):
-                raise InputError(f"{name} of a recipe must be {name_of(hint)}, not {short(value)}.")
+                raise InputError(f"{name} of a recipe must be {name_of(hint)}, not {shorten(value)}.")
+            check_plain(value, f"{name} of a recipe")
         for name in ("epochs", "batch_size", "accumulate"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, not {getattr(self, name)}.")
+            if not 1 <= getattr(self, name) < 2**31:
+                raise InputError(f"{name} must be at least 1, and below 2**31, not {getattr(self, name)}.")
+        if not 0 <= self.val < 2**31:
+            raise InputError(f"val must be at least 0, and below 2**31, not {self.val}.")
         self.augmentation()
         accepted = sorted(signature(soft_labels).parameters.keys() - {"dataset", "device"})
         if strange := sorted(self.distill.keys() - accepted):
             raise InputError(f"distill of a recipe does not take {', '.join(strange)}, but {', '.join(accepted)}.")
         if self.distill and not isinstance(self.distill.get("teacher"), str):
-            raise InputError(f"distill of a recipe must name a teacher, not {self.distill.get('teacher')!r}.")
+            raise InputError(f"distill of a recipe must name a teacher, not {shorten(self.distill.get('teacher'))}.")
 
     def trainer_options(self) -> dict[str, Any]:
         """Return the fields that are arguments of the `Trainer`."""
-        return {name: getattr(self, name) for name in hints_of(Recipe) if name in signature(Trainer).parameters}
+        accepted = signature(Trainer).parameters.keys() - {"model"}  # of a recipe, it is only the name
+        return {name: getattr(self, name) for name in hints_of(Recipe) if name in accepted}
 
     def differences(self, other: "Recipe") -> list[str]:
         """Say in which fields another recipe differs; empty if it trains in the same way.
@@ -130,6 +140,32 @@ class Recipe:
         plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         return plain
 
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any], source: str = "the recipe") -> "Recipe":
+        """Make a recipe of plain values, as `to_dict` gives them.
+
+        Examples:
+            >>> from cifarnets.recipes import Recipe
+            >>> Recipe.from_dict({"model": "convnet", "lr": 0.1}) == Recipe("convnet", lr=0.1)
+            True
+
+        Args:
+            content: The fields that differ from the defaults.
+            source: What a message calls it.
+
+        Raises:
+            InputError: There is no model, or a key is no field, or a value cannot be used.
+        """
+        fitting = hints_of(cls).keys()
+        if strange := sorted(content.keys() - fitting):
+            raise InputError(
+                f"{source} has {', '.join(strange)[:200]}, which no recipe has; it may have: "
+                f"{', '.join(sorted(fitting))}."
+            )
+        if "model" not in content:
+            raise InputError(f"{source} names no model.")
+        return cls(**content)
+
     def augmentation(self) -> Augment | None:
         """Return what to do to the training images; None for nothing.
 
@@ -139,7 +175,7 @@ class Recipe:
         try:
             return Augment(**self.augment) if self.augment else None
         except TypeError as error:
-            raise InputError(f"augment of a recipe does not take {dict(self.augment)}: {error}.") from error
+            raise InputError(f"augment of a recipe does not take {shorten(dict(self.augment))}: {error}.") from error
 
     def labels(self, dataset: ImageDataset, device: torch.device) -> Tensor | None:
         """Compute what to learn instead of the dataset's labels; None for the labels themselves.
@@ -183,15 +219,7 @@ def load_recipe(name: str | os.PathLike[str]) -> Recipe:
         InputError: The file cannot be read, is not TOML, or has a key that is no field.
     """
     content = {key: value for key, value in read_recipe(name).items() if key != RELEASE}
-    fitting = hints_of(Recipe).keys()
-    if strange := sorted(content.keys() - fitting):
-        raise InputError(
-            f"the recipe {str(name)!r} has {', '.join(strange)}, which no recipe has; it may have: "
-            f"{', '.join(sorted(fitting))}."
-        )
-    if "model" not in content:
-        raise InputError(f"the recipe {str(name)!r} names no model.")
-    return Recipe(**content)
+    return Recipe.from_dict(content, f"the recipe {str(name)!r}")
 
 
 def read_recipe(name: str | os.PathLike[str]) -> dict[str, Any]:
@@ -213,7 +241,11 @@ def read_recipe(name: str | os.PathLike[str]) -> dict[str, Any]:
     else:
         source = _folder() / f"{name}.toml"
     try:
-        content: dict[str, Any] = tomllib.loads(source.read_text(encoding="utf-8"))
+        with source.open("rb") as file:
+            text = file.read(LARGEST_FILE + 1)
+        if len(text) > LARGEST_FILE:
+            raise ValueError(f"it is larger than {LARGEST_FILE:,} bytes")
+        content: dict[str, Any] = tomllib.loads(text.decode())
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"cannot read the recipe {str(name)!r}: {error}.") from error
     return content
@@ -224,13 +256,50 @@ def recipe_name(name: str | os.PathLike[str]) -> str:
     return Path(name).stem if str(name).endswith(".toml") else str(name)
 
 
-def short(value: object, limit: int = 200) -> str:
-    """Write a value out for a message, cut short, even where its own `repr` fails."""
-    try:
-        text = repr(value)
-    except (ValueError, RecursionError):  # such as a whole number of thousands of digits
-        text = f"a {type(value).__name__}"
-    return text if len(text) <= limit else f"{text[:limit]}…"
+def check_plain(value: object, name: str, depth: int = 8, entries: int = 10_000) -> None:
+    """Refuse a value that JSON cannot hold and give back, or that is too large or too deep for any recipe.
+
+    Examples:
+        >>> from cifarnets.recipes.recipe import check_plain
+        >>> check_plain({"momentum": 0.9, "betas": [0.9, 0.95]}, "optimizer_options")
+
+    Args:
+        value: Text, numbers, true, false, nothing, and lists and tables of them.
+        name: What the message calls it.
+        depth: How deep lists and tables may be nested.
+        entries: How many values there may be.
+
+    Raises:
+        InputError: The message says what is wrong.
+    """
+    level, count = [value], 0
+    for _ in range(depth):
+        below: list[Any] = []
+        for item in level:
+            if isinstance(item, Mapping):
+                if not all(isinstance(key, str) for key in item):
+                    raise InputError(f"{name} has a key that is no text: {shorten(item)}.")
+                below += [*item, *item.values()]
+            elif isinstance(item, (list, tuple)):
+                below += item
+            elif isinstance(item, str):
+                if len(item) > 5_000:
+                    raise InputError(f"{name} has a text of {len(item):,} characters.")
+            elif isinstance(item, int):
+                if not -LARGEST_NUMBER <= item < LARGEST_NUMBER:
+                    raise InputError(f"{name} has a number that is not within ±2**63: {shorten(item)}.")
+            elif isinstance(item, float):
+                if not math.isfinite(item):
+                    raise InputError(f"{name} has {item}, which is not a finite number.")
+            elif item is not None:
+                raise InputError(f"{name} has a {type(item).__name__}, which no recipe can hold: {shorten(item)}.")
+        count += len(below)
+        if count > entries:
+            raise InputError(f"{name} has more than {entries:,} entries.")
+        if not below:
+            return
+        level = below
+    raise InputError(f"{name} is nested more than {depth} deep.")
 
 
 def _folder() -> Any:

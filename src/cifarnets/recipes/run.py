@@ -17,16 +17,37 @@ from cifarnets._device import resolve_device
 from cifarnets._files import write_atomic
 from cifarnets._runtime import machine
 from cifarnets.datasets import BatchLoader, ImageDataset, train_val_split
-from cifarnets.errors import InputError, OutputError
+from cifarnets.errors import InputError, OutputError, shorten
 from cifarnets.evaluation import Evaluation, evaluate
 from cifarnets.models import annotate, create, save
 from cifarnets.models.registry import model_class
-from cifarnets.recipes.recipe import Recipe, load_recipe, recipe_name
+from cifarnets.recipes.recipe import Recipe, check_plain, load_recipe, recipe_name
 from cifarnets.seeding import seed_everything
 from cifarnets.training import EMA, Callback, Checkpoint, CSVLog, History, Trainer
 from cifarnets.version import __version__
 
 RUN_FILE = "run.json"
+LARGEST_RUN_FILE = 1_000_000
+"""Bytes of a run.json; each start of a run adds a few hundred."""
+
+
+class _FolderGuard(Callback):
+    """Ends the fit once the folder of its run has been removed; the files that follow would be a part of a run only."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_epoch_start(self, trainer: Trainer) -> None:  # noqa: ARG002 (hooks share one signature)
+        self.check()
+
+    def on_epoch_end(self, trainer: Trainer) -> None:  # noqa: ARG002
+        self.check()
+
+    def check(self) -> None:
+        if not (self.folder / RUN_FILE).is_file():
+            raise OutputError(
+                f"{str(self.folder / RUN_FILE)!r} has been removed while the run was going on, so it cannot be kept."
+            )
 
 
 @dataclass(frozen=True)
@@ -131,7 +152,8 @@ def run_recipe(
         name: BatchLoader(part, 1000, device=device, channels_last=recipe.channels_last) for name, part in parts.items()
     }
     model = _model(recipe, parts["train"])
-    kept = [CSVLog(folder / "history.csv"), Checkpoint(folder, every_batches=checkpoint_every)]
+    guard = _FolderGuard(folder)
+    kept = [guard, CSVLog(folder / "history.csv"), Checkpoint(folder, every_batches=checkpoint_every)]
     average = [] if recipe.ema is None else [EMA(recipe.ema)]
     every_callback = [*average, *kept, *callbacks]
     trainer = Trainer(model, **recipe.trainer_options(), device=device, callbacks=every_callback, progress=progress)
@@ -154,6 +176,8 @@ def run_recipe(
         write_json(folder / RUN_FILE, {"recipe": recipe.to_dict(), "starts": [*starts, _circumstances(trainer)]})
         (folder / "evaluation.json").unlink(missing_ok=True)  # of a part of the run
     trainer.fit(shuffled, val_loader, recipe.epochs, resume=folder if starts else None)
+    if trainer.world.is_main:
+        guard.check()
     return _finish(trainer, recipe, folder, loaders)
 
 
@@ -197,15 +221,30 @@ def _finish(trainer: Trainer, recipe: Recipe, folder: Path, loaders: Mapping[str
 def _read_run(folder: Path, expected: Recipe | None) -> tuple[Recipe, list[Any]]:
     """The recipe of the run in a folder, and its starts so far."""
     try:
-        content = json.loads((folder / RUN_FILE).read_text())
-        # Runs of earlier versions hold facts about published runs, which are no part of a recipe.
-        recipe = Recipe(**{key: value for key, value in content["recipe"].items() if key not in ("seeds", "minutes")})
-        starts = list(content["starts"])
+        with (folder / RUN_FILE).open("rb") as file:
+            text = file.read(LARGEST_RUN_FILE + 1)
+        if len(text) > LARGEST_RUN_FILE:
+            raise ValueError(f"it is larger than {LARGEST_RUN_FILE:,} bytes")
+        content = json.loads(text)
+        recipe = read_run_recipe(content["recipe"])
+        starts = content["starts"]
+        check_plain(starts, "starts", entries=100_000)
+        if not isinstance(starts, list):
+            raise TypeError("starts is not a list")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(f"{str(folder / RUN_FILE)!r} is damaged: {error!r}.") from error
+        raise InputError(f"{str(folder / RUN_FILE)!r} is damaged: {shorten(error)}.") from error
     if expected is not None and (different := recipe.differences(expected)):
         raise InputError(f"the run in {str(folder)!r} has another recipe: {'; '.join(different)}.")
     return recipe, starts
+
+
+def read_run_recipe(content: Mapping[str, Any]) -> Recipe:
+    """Make the recipe of a run.json; earlier versions wrote facts about published runs into it.
+
+    Raises:
+        InputError: It is no recipe.
+    """
+    return Recipe.from_dict({key: value for key, value in content.items() if key not in ("seeds", "minutes")})
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> Path:
@@ -218,8 +257,8 @@ def _claim(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         taken = next(folder.iterdir(), None)
-    except OSError as error:
-        raise OutputError(f"cannot write into {str(folder)!r}: {error.strerror}.") from error
+    except (OSError, ValueError) as error:  # ValueError: there is a NUL in it
+        raise OutputError(f"cannot write into {str(folder)!r}: {getattr(error, 'strerror', error)}.") from error
     if taken is not None:
         raise OutputError(
             f"{str(folder)!r} holds files already ({taken.name} …); name another folder, or resume the run in it "

@@ -1,12 +1,15 @@
-"""Six moments of a fit, and the callbacks that change it: averaged weights, early stopping."""
+"""The hooks of a fit, and the callbacks that change it: averaged weights, early stopping."""
 
+import functools
 import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Literal
 
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+import torch
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
 
-from cifarnets.errors import CallbackError, CifarNetsError, InputError
+from cifarnets.errors import CallbackError, CifarNetsError, InputError, shorten
 
 if TYPE_CHECKING:
     from cifarnets.training.trainer import Trainer
@@ -15,13 +18,25 @@ Monitor = Literal["val_loss", "val_accuracy", "loss", "accuracy"]
 
 
 class Callback:
-    """Override any of the six hooks; each is handed the trainer, whose attributes may be read.
+    """Base of all callbacks: override any of the six hooks. Each hook gets the trainer and may read its attributes.
 
-    `trainer.stop()` ends the fit from any of them. An exception ends it too, as a `CallbackError`.
+    Call `trainer.stop()` in a hook to end the fit. An exception in a hook also ends it, as a `CallbackError`.
+
+    Examples:
+        >>> from cifarnets import Trainer, create
+        >>> from cifarnets.datasets import BatchLoader, SyntheticCIFAR10
+        >>> from cifarnets.training import Callback
+        >>> class StopAtTwo(Callback):
+        ...     def on_epoch_end(self, trainer):
+        ...         if trainer.epoch == 2:
+        ...             trainer.stop()
+        >>> trainer = Trainer(create("convnet"), callbacks=[StopAtTwo()], progress=False)
+        >>> len(trainer.fit(BatchLoader(SyntheticCIFAR10(size=100)), epochs=5))
+        2
 
     Attributes:
-        every_process: Whether the hooks run in every process of a distributed fit, or, by default, only in the one
-            that writes.
+        every_process: True to run the hooks in every process of a distributed fit; False to run them only in the
+            process that writes.
     """
 
     every_process = False
@@ -30,47 +45,54 @@ class Callback:
         """What must survive a checkpoint: tensors, plain values, and nestings of them."""
         return {}
 
+    def check_state(self, state: dict[str, Any], trainer: "Trainer") -> None:
+        """Refuse a state that `load_state_dict` could not take; nothing of the trainer has been restored yet.
+
+        Raises:
+            InputError: It is damaged, or of a callback with other arguments.
+        """
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` gave."""
 
     def on_fit_start(self, trainer: "Trainer") -> None:
-        """Before the first epoch."""
+        """Run before the first epoch."""
 
     def on_fit_end(self, trainer: "Trainer") -> None:
-        """At the end, whether the fit is complete, was stopped, or failed."""
+        """Run at the end of every fit: a complete, a stopped or a failed one."""
 
     def on_epoch_start(self, trainer: "Trainer") -> None:
-        """Before the first batch of an epoch."""
+        """Run before the first batch of an epoch."""
 
     def on_epoch_end(self, trainer: "Trainer") -> None:
-        """After an epoch that ran to its end; `trainer.history[-1]` is its row, validation included."""
+        """Run after a complete epoch; `trainer.history[-1]` has its figures, validation included."""
 
     def on_batch_start(self, trainer: "Trainer") -> None:
-        """Before a batch."""
+        """Run before a batch."""
 
     def on_batch_end(self, trainer: "Trainer") -> None:
-        """After a batch."""
+        """Run after a batch."""
 
 
 def notify(callbacks: Iterable[Callback], hook: str, trainer: "Trainer") -> None:
-    """Run one hook of all callbacks that this process has a part in.
+    """Run one hook of all callbacks that run in this process.
 
     Raises:
-        CallbackError: One raised; the message names it and the hook.
+        CallbackError: A callback raised an error; the message names the callback and the hook.
     """
     for callback in callbacks:
         if not (trainer.world.is_main or callback.every_process):
             continue
         try:
             getattr(callback, hook)(trainer)
-        except CifarNetsError:  # says by itself what is wrong
+        except CifarNetsError:  # its own message says what is wrong
             raise
         except Exception as error:
             raise CallbackError(f"{type(callback).__name__}.{hook} failed: {error}") from error
 
 
 def notify_end(callbacks: Iterable[Callback], trainer: "Trainer") -> CifarNetsError | None:
-    """Run `on_fit_end` of all callbacks, whatever happens in one of them, and hand back the first error."""
+    """Run `on_fit_end` of all callbacks, even if one of them fails, and return the first error."""
     first: CifarNetsError | None = None
     for callback in callbacks:
         try:
@@ -81,12 +103,21 @@ def notify_end(callbacks: Iterable[Callback], trainer: "Trainer") -> CifarNetsEr
 
 
 class EMA(Callback):
-    """Keeps an average of the weights, which is then what is evaluated and saved; torch's `AveragedModel`.
+    """Averages the weights (torch's `AveragedModel`) after every step; the fit evaluates and saves the average.
+
+    Examples:
+        >>> from cifarnets import Trainer, create
+        >>> from cifarnets.datasets import BatchLoader, SyntheticCIFAR10
+        >>> from cifarnets.training import EMA
+        >>> trainer = Trainer(create("convnet"), callbacks=[EMA(decay=0.9)], progress=False)
+        >>> history = trainer.fit(BatchLoader(SyntheticCIFAR10(size=100)), epochs=1)
+        >>> trainer.eval_model is trainer.model
+        False
 
     Args:
-        decay: Of the exponential moving average, after every optimizer step; None for the plain mean of all
-            (stochastic weight averaging, Izmailov et al. 2018).
-        start_epoch: Epochs before the averaging begins; until then the average is the model itself.
+        decay: The decay of the exponential moving average; None for the plain mean of all weights (stochastic weight
+            averaging, Izmailov et al. 2018).
+        start_epoch: The number of epochs before the averaging begins. Until then, the average equals the model.
     """
 
     every_process = True
@@ -103,24 +134,33 @@ class EMA(Callback):
     def on_fit_start(self, trainer: "Trainer") -> None:
         if self.average is None:
             # Buffers (the statistics of BatchNorm) are averaged with the weights that they belong to.
-            rule = None if self.decay is None else get_ema_multi_avg_fn(self.decay)  # type: ignore[no-untyped-call]
+            rule = None if self.decay is None else functools.partial(_ema, self.decay)
             self.average = AveragedModel(trainer.model, multi_avg_fn=rule, use_buffers=True)
         if self._restored is not None:
             self.average.load_state_dict(self._restored["average"])
             self._restored = None
         trainer.eval_model = self.average.module
-        # Not a batch's end: a step may take several batches, and be left out where fp16 gradients overflow.
+        # A hook of the optimizer, not `on_batch_end`: a step can take several batches, and fp16 can skip it.
         self._hook = trainer.optimizer.register_step_post_hook(lambda *_: self._update(trainer))
 
     def on_fit_end(self, trainer: "Trainer") -> None:
         if self._hook is not None:
             self._hook.remove()
+            self._hook = None
 
     def _update(self, trainer: "Trainer") -> None:
         assert self.average is not None  # the hook is set where it is made
         self.average.update_parameters(trainer.model)
         if trainer.epoch < self.start_epoch:
             self.average.n_averaged.zero_()  # the next update copies
+
+    def check_state(self, state: dict[str, Any], trainer: "Trainer") -> None:
+        own = {f"module.{name}": value for name, value in trainer.model.state_dict().items()}
+        own["n_averaged"] = torch.tensor(0)
+        average = state.get("average", {})
+        fits = isinstance(average, dict) and (not state or average.keys() == own.keys())
+        if not fits or any(_kind(value) != _kind(own[name]) for name, value in average.items()):
+            raise InputError("the checkpoint is damaged: the average of EMA does not fit the model.")
 
     def state_dict(self) -> dict[str, Any]:
         return {} if self.average is None else {"average": dict(self.average.state_dict())}
@@ -129,8 +169,22 @@ class EMA(Callback):
         self._restored = state or None
 
 
+@torch.no_grad()
+def _ema(decay: float, averages: list[Tensor], current: list[Tensor], _: Any) -> None:
+    """Move averages towards the current values. Unlike torch's function of this kind, it can be pickled."""
+    if averages[0].is_floating_point():  # AveragedModel groups tensors by device and dtype
+        torch._foreach_lerp_(averages, current, 1 - decay)
+    else:
+        for average, value in zip(averages, current, strict=True):
+            average.copy_(value * (1 - decay) + average * decay)
+
+
+def _kind(value: Any) -> Any:
+    return (value.shape, value.dtype) if isinstance(value, Tensor) else type(value)
+
+
 class Best:
-    """Follows one figure of the history and says when it has improved."""
+    """Follows one figure of the history and reports an improvement."""
 
     def __init__(self, monitor: Monitor, min_delta: float = 0.0) -> None:
         if monitor not in ("val_loss", "val_accuracy", "loss", "accuracy"):
@@ -141,7 +195,7 @@ class Best:
         self.best = math.inf
 
     def check(self, trainer: "Trainer", user: str, allow_test: bool) -> None:
-        """Refuse a fit in which nothing, or the test set, would be followed."""
+        """Refuse a fit without a validation loader, or with the test set as one."""
         if not self.monitor.startswith("val_"):
             return
         if trainer.val_loader is None:
@@ -152,6 +206,12 @@ class Best:
                 "part of the training set with train_val_split, or say allow_test=True."
             )
 
+    def check_state(self, state: dict[str, Any], user: str) -> None:
+        """Refuse a best figure that is no number."""
+        best = state.get("best")
+        if isinstance(best, bool) or not isinstance(best, (int, float)) or math.isnan(best):
+            raise InputError(f"the checkpoint is damaged: the best figure of {user} is {shorten(best)}.")
+
     def improved(self, trainer: "Trainer") -> bool:
         value = self.sign * trainer.history[-1][self.monitor]
         if value < self.best - self.min_delta:
@@ -161,7 +221,7 @@ class Best:
 
 
 def _is_test(loader: Any) -> bool:
-    """Whether a loader's images are of the test set, ours or torchvision's, as far as one can see."""
+    """Whether a loader's images are visibly from a test set, ours or torchvision's."""
     source = loader
     while hasattr(source, "dataset"):  # that of a loader, and of torch's Subset
         source = source.dataset
@@ -171,16 +231,26 @@ def _is_test(loader: Any) -> bool:
 
 
 class EarlyStopping(Callback):
-    """Stops once a figure has not improved for some epochs.
+    """Stops the fit when a figure has not improved for some epochs.
+
+    Examples:
+        >>> from cifarnets import Trainer, create
+        >>> from cifarnets.datasets import BatchLoader, SyntheticCIFAR10, train_val_split
+        >>> from cifarnets.training import EarlyStopping
+        >>> train, val = train_val_split(SyntheticCIFAR10(size=200), val=50)
+        >>> stopping = EarlyStopping("val_accuracy", patience=1, min_delta=1.0)
+        >>> trainer = Trainer(create("convnet"), callbacks=[stopping], progress=False)
+        >>> len(trainer.fit(BatchLoader(train), BatchLoader(val), epochs=5))
+        2
 
     Args:
-        monitor: The figure; a loss is to fall, an accuracy to rise.
-        patience: Epochs without improvement before the fit is stopped.
-        min_delta: What counts as an improvement.
-        allow_test: Let the test set decide, against all advice.
+        monitor: The figure. A loss improves when it falls, an accuracy when it rises.
+        patience: The number of epochs without improvement that ends the fit.
+        min_delta: The smallest change that counts as an improvement.
+        allow_test: True to accept the test set as validation images. The test accuracy is then too good.
     """
 
-    every_process = True  # all see the same figures and stop together
+    every_process = True  # all processes see the same figures, so they stop together
 
     def __init__(
         self, monitor: Monitor = "val_loss", patience: int = 5, min_delta: float = 0.0, *, allow_test: bool = False
@@ -198,13 +268,19 @@ class EarlyStopping(Callback):
         resumed, self._resumed = self._resumed, False
         if not resumed:
             self.waited = 0
-        elif self.waited >= self.patience:  # the fit had come to its end
+        elif self.waited >= self.patience:  # the fit was at its end when it was saved
             trainer.stop()
 
     def on_epoch_end(self, trainer: "Trainer") -> None:
         self.waited = 0 if self._best.improved(trainer) else self.waited + 1
         if self.waited >= self.patience:
             trainer.stop()
+
+    def check_state(self, state: dict[str, Any], trainer: "Trainer") -> None:
+        waited = state.get("waited")
+        if type(waited) is not int or not 0 <= waited < 2**31:
+            raise InputError(f"the checkpoint is damaged: EarlyStopping waited {shorten(waited)} epochs.")
+        self._best.check_state(state, "EarlyStopping")
 
     def state_dict(self) -> dict[str, Any]:
         return {"waited": self.waited, "best": self._best.best}

@@ -12,6 +12,7 @@ from cifarnets.errors import InputError
 from cifarnets.inference import Batches, as_batch, batch_context
 from cifarnets.seeding import ON_CPU, restore_rng, rng_state
 from cifarnets.training.distributed import World
+from cifarnets.training.resume import check_rng
 
 NO_BATCH = "the loader gave no batch{}; a generator can be gone through only once: pass a list."
 
@@ -59,6 +60,8 @@ class EpochFeed:
         if set_epoch is not None:  # of a DistributedSampler
             set_epoch(number)
         batches = self.shards()
+        if self.world.size > 1 and None in (self.batches, self.settings()["batch_size"], self.settings()["images"]):
+            batches = self._in_step(batches)
         if resume_rng is not None and skip:
             for _ in range(skip):
                 next(batches)
@@ -89,6 +92,21 @@ class EpochFeed:
                 batch = Batch(batch.images[own], batch.labels[own], batch.size)
             del value
             yield batch
+
+    def _in_step(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Refuse batches of other sizes in other processes, where no length of the loader could show it before."""
+        for number in itertools.count(1):
+            batch = next(batches, None)
+            sizes = self.world.gather(batch and batch.size)
+            if len(set(sizes)) > 1:
+                raise InputError(
+                    f"batch {number}: every process needs the same batches, and theirs have {sizes} images (None: no "
+                    "batch is left)."
+                )
+            if batch is None:
+                return
+            yield batch
+            del batch
 
     def endless(self) -> Iterator[Batch]:
         """Yield the shards of one pass after another.
@@ -130,25 +148,53 @@ class EpochFeed:
         self._epoch_start = state["epoch_start"]
         self._resume_rng = state["rng"][self.world.rank % len(state["rng"])]
 
-    def check(self, batches: int | None, start: Mapping[str, Any]) -> None:
-        """Refuse to go on from the state of another loader.
+    def check(self, state: Mapping[str, Any]) -> None:
+        """Refuse the state of another kind of loader, and random states that cannot be restored; nothing is changed.
 
         Raises:
-            InputError: It had another number of batches, or kept its order elsewhere.
+            InputError: The message says why.
         """
         if getattr(self.loader, "persistent_workers", False):
             raise InputError(
                 "a DataLoader with persistent_workers=True cannot repeat its order in a new process, so the fit cannot "
                 "resume exactly; set it to False."
             )
-        here = self.position()
-        # What else a loader remembers is up to the loader; both must remember the same kinds of things.
+        here, start = self.position(), state["epoch_start"]
+        own_rng = state["rng"][self.world.rank % len(state["rng"])]
+        if (
+            not isinstance(start, Mapping)
+            or not here.keys() <= start.keys()
+            or not isinstance(start["generators"], list)
+        ):
+            raise InputError("the checkpoint is damaged: epoch_start is incomplete.")
+        for rng in (start["rng"], own_rng):
+            check_rng(rng)
+        # What a loader remembers is up to the loader; both must remember the same kinds of things.
         kinds = [(point["loader"] is None, [part is None for part in point["generators"]]) for point in (start, here)]
-        if self.batches != batches or kinds[0] != kinds[1]:
-            raise InputError(
-                f"the checkpoint is of a fit on another loader: {batches} batches an epoch, not {self.batches}, or "
-                "another kind."
-            )
+        if kinds[0] != kinds[1]:
+            raise InputError("the checkpoint is of a fit on another kind of loader, which keeps its order elsewhere.")
+        try:
+            restore_rng(own_rng)
+            self.rewind(start)
+        except Exception as error:  # a loader of the user has its own ways to refuse
+            raise InputError(f"the checkpoint is damaged: the loader cannot go back ({error}).") from error
+        finally:
+            self.rewind(here)
+
+    def check_processes(self) -> None:
+        """Refuse loaders that differ between processes, which would wait for each other for ever.
+
+        Raises:
+            InputError: They do; every process raises it.
+        """
+        for rank, theirs in enumerate(found := self.world.gather({"batches": self.batches, **self.settings()})):
+            if different := [
+                f"{key} {value!r}, not {theirs[key]!r}" for key, value in found[0].items() if value != theirs[key]
+            ]:
+                raise InputError(
+                    f"every process needs the same loader, and that of process 0 has {'; '.join(different)} as process "
+                    f"{rank} has."
+                )
 
     def settings(self) -> dict[str, Any]:
         """What the order and the size of the batches depend on, in plain values."""
@@ -157,6 +203,8 @@ class EpochFeed:
             "batch_size": getattr(self.loader, "batch_size", None),
             "images": len(dataset) if isinstance(dataset, Sized) else None,
             "sampler": type(getattr(self.loader, "sampler", None)).__name__,
+            "shuffle": getattr(self.loader, "shuffle", None),
+            "augment": repr(getattr(self.loader, "augment", None)),
             "workers": bool(getattr(self.loader, "num_workers", 0)),
         }
 
@@ -181,7 +229,8 @@ def _until_workers_end(batches: Iterator[Batch], is_stopping: Callable[[], bool]
             batch = next(batches)
         except StopIteration:
             return
-        except RuntimeError as error:  # torch's, for a worker that has gone
+        # torch's, for a worker that has gone; or what comes of asking it for a tensor that it had announced.
+        except (RuntimeError, OSError, EOFError) as error:
             if not is_stopping():
                 raise
             raise WorkersEndedError from error

@@ -12,12 +12,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LRScheduler
+from torch.nn.parameter import is_lazy
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from cifarnets._batch import Batch
 from cifarnets._device import resolve_device
 from cifarnets._runtime import kept_memory
-from cifarnets.errors import DivergedError, InputError
+from cifarnets.errors import CifarNetsError, DivergedError, InputError, shorten
 from cifarnets.evaluation import Evaluation
 from cifarnets.inference import (
     Batches,
@@ -28,7 +29,7 @@ from cifarnets.inference import (
     forward,
     match_data,
 )
-from cifarnets.models.metadata import annotate_from, in_channels, input_dtype
+from cifarnets.models.metadata import annotate_from, get_meta, in_channels, input_dtype, unwrap
 from cifarnets.seeding import deterministic_algorithms, seed_everything
 from cifarnets.training import distributed
 from cifarnets.training.callbacks import Callback, notify, notify_end
@@ -39,6 +40,13 @@ from cifarnets.training.logs import ProgressBar
 from cifarnets.training.metrics import EpochMetrics, check_weights, divergence
 from cifarnets.training.optimizers import OptimizerLike, make_optimizer, parameters_of
 from cifarnets.training.precision import Precision, autocast_dtype, compiler_options, grad_scaler
+from cifarnets.training.resume import (
+    check_optimizer_state,
+    check_schedule_step,
+    check_state,
+    copy_of,
+    take_zero_step,
+)
 from cifarnets.training.schedules import ScheduleLike, count_steps, start_schedule
 from cifarnets.training.signals import end_program, stop_on_signal
 
@@ -46,17 +54,6 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 CHECK_EVERY = 50
 """Check the losses on the device, and whether another process stops, every so many batches: both have to wait."""
 _PLAIN = (bool, int, float, str, tuple, type(None))
-_DAMAGE = (
-    InputError,
-    RuntimeError,  # RecursionError too
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    ArithmeticError,
-    AssertionError,
-)
-"""What the parts of a state raise when they are not what they should be."""
 
 
 class Trainer:
@@ -131,14 +128,7 @@ class Trainer:
         seed: int | None = None,
         progress: bool = True,
     ) -> None:
-        if accumulate < 1:
-            raise InputError(f"accumulate must be at least 1 batch, not {accumulate}.")
-        if loss is not None and label_smoothing:
-            raise InputError("label_smoothing is of the cross-entropy; build it into a loss of your own.")
-        if not 0 <= label_smoothing <= 1:
-            raise InputError(f"label_smoothing must be between 0 and 1, not {label_smoothing}.")
-        if clip_norm is not None and not clip_norm > 0:
-            raise InputError(f"clip_norm must be above 0, or None for no limit, not {clip_norm}.")
+        _check_arguments(accumulate, clip_norm, label_smoothing, loss, callbacks)
         self.device = resolve_device(device)
         self._on_cuda = self.device.type == "cuda"  # only CUDA copies in the background: MPS would read freed memory
         self.world = distributed.join(self.device)
@@ -148,9 +138,13 @@ class Trainer:
         if channels_last:
             self.model.to(memory_format=torch.channels_last)
         self.optimizer = make_optimizer(self.model, optimizer, lr, optimizer_options, decay_biases)
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            _try_optimizer(self.optimizer, optimizer_options)
         self._rates = [group["lr"] for group in self.optimizer.param_groups]
         self._schedule_like, self._schedule_options = schedule, schedule_options
         self.schedule: LRScheduler | None = None
+        if isinstance(loss, nn.Module):  # whose weights of the classes must be where the logits are
+            loss.to(self.device, self._input_dtype)
         self.loss = loss or functools.partial(F.cross_entropy, label_smoothing=label_smoothing)
         self.accumulate = accumulate
         self.clip_norm = clip_norm
@@ -196,19 +190,23 @@ class Trainer:
         Raises:
             InputError: The number of epochs, the schedule, or the classes and constants of a loader do not fit.
         """
-        if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
-            raise InputError(f"epochs must be a whole number of at least 1, not {epochs!r}.")
+        if isinstance(epochs, bool) or not isinstance(epochs, int) or not 1 <= epochs < 2**31:
+            raise InputError(f"epochs must be a whole number of at least 1, not {shorten(epochs)}.")
         _check_optimizer(self.optimizer, self.model)
-        annotate_from(self.model, getattr(loader, "dataset", None))
-        if val_loader is not None:
-            match_data(self.model, val_loader)
-        self.feed = EpochFeed(loader, self.world)
-        self.val_loader = val_loader
-        self._first = self.epoch
-        self.batches_done = 0
-        self.end_epoch = self._first + epochs
-        steps = count_steps(loader, epochs, self.accumulate)
-        self.schedule = start_schedule(self.optimizer, self._rates, self._schedule_like, steps, self._schedule_options)
+        with self._unchanged_on_error():
+            annotate_from(self.model, getattr(loader, "dataset", None))
+            if val_loader is not None:
+                match_data(self.model, val_loader)
+            self.feed, self.val_loader = EpochFeed(loader, self.world), val_loader
+            self._first, self.batches_done, self.end_epoch = self.epoch, 0, self.epoch + epochs
+            for feed in (self.feed, *([] if val_loader is None else [EpochFeed(val_loader, self.world)])):
+                feed.check_processes()
+            steps = count_steps(loader, epochs, self.accumulate)
+            self.schedule = start_schedule(
+                self.optimizer, self._rates, self._schedule_like, steps, self._schedule_options
+            )
+            if isinstance(self.schedule, ReduceLROnPlateau) and val_loader is None:
+                raise InputError("ReduceLROnPlateau follows val_loss: pass val_loader to fit.")
 
     def fit(
         self,
@@ -255,12 +253,14 @@ class Trainer:
         self._stopping = self.interrupted = self.failed = False
         self._signal = 0
         state = None if resume is None else find_state(resume)
-        self.plan(loader, val_loader, epochs)
-        if self.seed is not None:
-            seed_everything(self.seed)
-        self.optimizer.zero_grad()
-        if state is not None:
-            self.load_state_dict(state)
+        with self._unchanged_on_error(), self.world.together():
+            self.plan(loader, val_loader, epochs)
+            if state is not None:
+                self.load_state_dict(state)
+        if state is None:
+            self.optimizer.zero_grad()  # a fit that was stopped in mid-epoch may have left gradients
+            if self.seed is not None:
+                seed_everything(self.seed)
         quiet = not self.world.is_main
         with (
             stop_on_signal(self._stop_for, quiet=quiet),
@@ -272,8 +272,10 @@ class Trainer:
             except BaseException as error:
                 self.failed = True
                 self.interrupted = isinstance(error, KeyboardInterrupt)
+                self._set_eval()
                 notify_end(self.callbacks, self)  # the error that ended the fit is the one to report
                 raise
+            self._set_eval()
             ended = notify_end(self.callbacks, self)
             if ended is not None:
                 raise ended
@@ -343,24 +345,36 @@ class Trainer:
             InputError: It is the state of another model, optimizer, schedule or loader, or it is damaged; the trainer
                 is then as it was.
         """
-        before = self._state_parts()
-        kept = copy.deepcopy({name: part.state_dict() for name, part in before.items()})
-        counters = self._counters()
-        metrics, history, lr = self.metrics, list(self.history), self.lr
+        check_state(state, self.state_dict(), count_steps(self.loader, self.end_epoch - self._first, self.accumulate))
+        planned, saved = self.end_epoch - self._first, state["progress"]["epochs"]
+        if self.schedule and planned != saved:
+            raise InputError(
+                f"the checkpoint is of a fit of {saved} epochs with a schedule made for these; it cannot continue for "
+                f"{planned}."
+            )
+        check_optimizer_state(self.optimizer, state["optimizer"], state["gradients"])
+        if self.schedule and not isinstance(self._schedule_like, str):
+            check_schedule_step(self.schedule, state["schedule"])
+        self.feed.check(state)
+        found = _match_callbacks(self.callbacks, state["callbacks"])
+        for callback, own in found:
+            callback.check_state(own, self)
+        before = [dict(vars(callback)) for callback, _ in found]
         try:
+            for callback, own in found:
+                callback.load_state_dict(own)
             self._restore(state)
-            self.feed.load_state_dict(state)
-        except _DAMAGE as error:
-            for name, part in before.items():  # a part has loaded what fits, up to what does not
-                part.load_state_dict(kept[name])
-            self._first, self.epoch, self.batches_done, self.global_step, self.end_epoch = counters
-            self.metrics, self.history[:], self.lr = metrics, history, lr
-            for parameter in parameters_of(self.optimizer):
-                parameter.grad = None
-            if isinstance(error, InputError):
+        except Exception as error:  # a callback or an optimizer of the user, which has its own ways to refuse
+            for (callback, _), attributes in zip(found, before, strict=True):
+                vars(callback).clear()
+                vars(callback).update(attributes)
+            if isinstance(error, CifarNetsError):
                 raise
-            reason = f"{type(error).__name__}: {error}"
-            raise InputError(f"the checkpoint is not of this model and optimizer, or damaged ({reason}).") from error
+            raise InputError(
+                f"the checkpoint is of another fit, or damaged ({type(error).__name__}: {error})."
+            ) from error
+        self.end_epoch = self._first + planned
+        self.feed.load_state_dict(state)
 
     @contextlib.contextmanager
     def rehearsal(self, loader: Batches) -> Iterator[Iterator[Batch]]:
@@ -401,8 +415,8 @@ class Trainer:
         if not self.batches_done:
             self.metrics = EpochMetrics()
         batches = self.feed.epoch(self.epoch, self.batches_done, lambda: self._stopping and self.world.size == 1)
-        self._notify("on_epoch_start")
         self.model.train()
+        self._notify("on_epoch_start")  # which may put a part of the model into eval mode
         mark = time.perf_counter()
         try:
             for batch in batches:
@@ -431,15 +445,40 @@ class Trainer:
         images = batch.images.to(self.device, self._input_dtype, non_blocking=self._on_cuda, memory_format=self._layout)
         labels = batch.labels.to(self.device, non_blocking=self._on_cuda)
         with torch.autocast(self.device.type, self.dtype) if self.dtype else contextlib.nullcontext():
-            logits = forward(self._forward, images)
+            try:
+                logits = forward(self._forward, images)
+            except ValueError as error:  # torch's, from BatchNorm
+                if len(images) > 1:
+                    raise
+                raise InputError(
+                    f"the model cannot train on a batch of one image ({error}): leave it out with drop_last=True."
+                ) from error
             # Read where they came from, so that the check waits for no device; one already there is checked once an
             # epoch.
             if len(labels) and (self.batches_done == 0 or batch.labels.device.type == "cpu"):
                 check_labels(batch.labels, logits.shape[1])
-            loss = self.loss(logits, labels) if len(labels) else logits.sum() * 0
+            loss = self._loss_of(logits, labels) if len(labels) else logits.sum() * 0
         if self.device.type == "cpu" and not math.isfinite(loss.item()):
             raise DivergedError(divergence(loss.item(), images))
         return loss, logits, labels
+
+    def _loss_of(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Compute the loss of a batch, one number; refuse a loss that gives something else."""
+        try:
+            loss = self.loss(logits, labels)
+        except (CifarNetsError, torch.OutOfMemoryError):
+            raise
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise InputError(
+                f"the loss cannot take logits {logits.dtype} {list(logits.shape)} and labels {labels.dtype} "
+                f"{list(labels.shape)} on {self.device}: {error}"
+            ) from error
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            kind = list(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+            raise InputError(f"the loss must give one number, the mean over the batch (reduction='mean'), not {kind}.")
+        if not loss.requires_grad:
+            raise InputError("the loss does not depend on the model's parameters, so nothing can be learnt from it.")
+        return loss if loss.ndim == 0 else loss.reshape(())
 
     def _optimizer_step(self) -> None:
         """Take one optimizer step from the gradients, and set the schedule's next rate."""
@@ -454,7 +493,7 @@ class Trainer:
             return  # fp16 gradients overflowed, and the scaler took no step
         self.global_step += 1
         self.lr = self.optimizer.param_groups[0]["lr"]
-        if self.schedule:
+        if self.schedule and not isinstance(self.schedule, ReduceLROnPlateau):
             self.schedule.step()
 
     def _close_epoch(self) -> None:
@@ -466,6 +505,8 @@ class Trainer:
         self.feed.close_epoch()
         if self.val_loader is not None:
             row |= self._validate(self.val_loader)
+        if isinstance(self.schedule, ReduceLROnPlateau):
+            self.schedule.step(row["val_accuracy" if self.schedule.mode == "max" else "val_loss"])
         self.history.append(row)
         self._notify("on_epoch_end")
 
@@ -479,53 +520,42 @@ class Trainer:
         return {"val_loss": result.loss, "val_accuracy": result.accuracy}
 
     def _restore(self, state: Mapping[str, Any]) -> None:
-        """Load all parts of a state but the feed's."""
-        progress, planned = state["progress"], self.end_epoch - self._first
-        self._check_plan(state)
-        for name, part in self._state_parts().items():
-            if name != "schedule":
-                part.load_state_dict(state[name])
+        """Load the parts of a state that has been checked, but for the feed's and the callbacks'."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.model.load_state_dict(state["model"])
+        self._scaler.load_state_dict(state["scaler"])
         if self.schedule:
             self.schedule.load_state_dict(dict(state["schedule"]))
+        for parameter in parameters_of(self.optimizer):
+            parameter.grad = None
         for parameter, gradient in zip(parameters_of(self.optimizer), state["gradients"], strict=False):
             parameter.grad = None if gradient is None else gradient.to(parameter)
+        progress = state["progress"]
         self._first, self.epoch = progress["first"], progress["epoch"]
         self.batches_done, self.global_step = progress["batch"], progress["step"]
         self.lr = progress["lr"]
-        self.end_epoch = self._first + planned
         self.history[:] = state["history"]
         self.metrics = EpochMetrics.from_state(state["tally"], self.device, self.world)
-        saved = list(state["callbacks"])
-        for callback in self.callbacks:
-            found = next((entry for entry in saved if entry[0] == type(callback).__name__), None)
-            if found is not None:
-                saved.remove(found)
-                callback.load_state_dict(found[1])
 
-    def _check_plan(self, state: Mapping[str, Any]) -> None:
-        """Refuse to continue with other settings, data or number of epochs: it would be another fit."""
-        progress, planned = state["progress"], self.end_epoch - self._first
-        for name in ("first", "epoch", "batch", "step"):
-            if type(progress[name]) is not int or not 0 <= progress[name] < 2**31:
-                raise InputError(f"the checkpoint is damaged: {name} is {progress[name]!r}.")
-        ours, theirs = self._settings(), progress.get("settings", {})  # earlier versions wrote no settings
-        different = [
-            f"{key} {theirs[key]!r}, not {ours[key]!r}" for key in ours if theirs.get(key, ours[key]) != ours[key]
+    @contextlib.contextmanager
+    def _unchanged_on_error(self) -> Iterator[None]:
+        """Put back what planning a fit changes, if the block raises."""
+        names = ("feed", "val_loader", "schedule", "_first", "epoch", "batches_done", "end_epoch")
+        before, meta = {name: getattr(self, name) for name in names}, get_meta(self.model)
+        groups = [
+            {key: value for key, value in group.items() if key != "params"} for group in self.optimizer.param_groups
         ]
-        if different:
-            raise InputError(f"the checkpoint is of a fit with {'; '.join(different)}.")
-        own = self.schedule.state_dict() if self.schedule else {}
-        if _name(self._schedule_like) != progress["schedule"] or own.keys() != state["schedule"].keys():
-            raise InputError("the checkpoint is of a fit with another schedule.")
-        if self.schedule and planned != progress["epochs"]:
-            raise InputError(
-                f"the checkpoint is of a fit of {progress['epochs']} epochs with a schedule made for these; it cannot "
-                f"continue for {planned}."
-            )
-        groups = zip(self.optimizer.param_groups, state["optimizer"]["param_groups"], strict=False)
-        if any(mine.keys() - {"initial_lr"} > saved.keys() for mine, saved in groups):
-            raise InputError("the checkpoint is of a fit with another optimizer.")
-        self.feed.check(progress["batches"], state["epoch_start"])
+        try:
+            yield
+        except BaseException:
+            vars(self).update(before)
+            if meta is not None:
+                unwrap(self.model).meta = meta  # type: ignore[assignment]
+            for group, options in zip(self.optimizer.param_groups, groups, strict=True):
+                for key in group.keys() - {"params", *options}:
+                    del group[key]
+                group.update(options)
+            raise
 
     def _settings(self) -> dict[str, Any]:
         """What must be the same for a fit to continue as if it had never stopped, in plain values."""
@@ -533,20 +563,14 @@ class Trainer:
         return {
             "optimizer": type(self.optimizer).__name__,
             "optimizer_options": {key: options[key] for key in sorted(options) if key != "lr"},
+            "parameter_groups": [len(group["params"]) for group in self.optimizer.param_groups],
             "lr": [rate for rate in self._rates if isinstance(rate, float)],
             "loss": _describe_loss(self.loss),
             "accumulate": self.accumulate,
             "clip_norm": self.clip_norm,
+            "schedule_options": dict(self._schedule_options or {}),
             **self.feed.settings(),
         }
-
-    def _state_parts(self) -> dict[str, Any]:
-        """The parts that have a state_dict of their own."""
-        parts = {"model": self.model, "optimizer": self.optimizer, "scaler": self._scaler}
-        return {**parts, "schedule": self.schedule} if self.schedule else parts
-
-    def _counters(self) -> tuple[int, int, int, int, int]:
-        return self._first, self.epoch, self.batches_done, self.global_step, self.end_epoch
 
     def _agreed_to_stop(self) -> bool:
         """Whether all processes stop here; several of them ask each other only every so many batches."""
@@ -554,6 +578,11 @@ class Trainer:
         if asked:
             self._stopping = self.world.any(self._stopping, self.device)
         return asked and self._stopping
+
+    def _set_eval(self) -> None:
+        """Leave the model as people use it next: calling it then gives what `evaluate` and `predict` compute."""
+        self.model.eval()
+        self.eval_model.eval()
 
     def _notify(self, hook: str) -> None:
         notify(self.callbacks, hook, self)
@@ -578,7 +607,68 @@ def _check_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module) -> None
 
 
 def _describe_loss(loss: Any) -> str:
-    """The loss in a word that is the same in every process: its name, and its plain arguments."""
+    """The loss in words that are the same in every process: its name, and its plain arguments and tensors."""
     if isinstance(loss, functools.partial):
-        return f"{loss.func.__name__}({', '.join(f'{key}={value}' for key, value in loss.keywords.items())})"
-    return str(getattr(loss, "__qualname__", type(loss).__qualname__))
+        name, arguments = _name_of(loss.func), dict(loss.keywords)
+    elif isinstance(loss, nn.Module):
+        plain = {key: value for key, value in vars(loss).items() if isinstance(value, _PLAIN) and key[0] != "_"}
+        name, arguments = _name_of(type(loss)), {**plain, **loss.state_dict()}
+        del arguments["training"]
+    else:
+        name, arguments = _name_of(loss), {}
+    words = [f"{key}={value.tolist() if isinstance(value, Tensor) else value}" for key, value in arguments.items()]
+    return f"{name}({', '.join(words)})"
+
+
+def _name_of(value: Any) -> str:
+    return str(getattr(value, "__qualname__", type(value).__qualname__))
+
+
+def _check_arguments(
+    accumulate: Any, clip_norm: Any, label_smoothing: Any, loss: Any, callbacks: Sequence[Callback]
+) -> None:
+    """Refuse arguments of the Trainer that no fit could use."""
+    if isinstance(accumulate, bool) or not isinstance(accumulate, int) or not 1 <= accumulate < 2**31:
+        raise InputError(f"accumulate must be at least 1 batch, not {shorten(accumulate)}.")
+    if not _is_number(label_smoothing) or not 0 <= label_smoothing <= 1:
+        raise InputError(f"label_smoothing must be between 0 and 1, not {shorten(label_smoothing)}.")
+    if clip_norm is not None and (not _is_number(clip_norm) or not clip_norm > 0):
+        raise InputError(f"clip_norm must be above 0, or None for no limit, not {shorten(clip_norm)}.")
+    if isinstance(loss, type):
+        raise InputError(f"the loss must be a function or an instance: write loss={loss.__name__}(), with brackets.")
+    if loss is not None and not callable(loss):
+        raise InputError(f"the loss must be a function of logits and labels, not {shorten(loss)}.")
+    if loss is not None and label_smoothing:
+        raise InputError("label_smoothing belongs to the default cross-entropy; build it into your own loss.")
+    if wrong := [callback for callback in callbacks if not isinstance(callback, Callback)]:
+        raise InputError(f"callbacks must be instances of Callback, not {shorten(wrong[0])}.")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _try_optimizer(optimizer: torch.optim.Optimizer, options: Mapping[str, Any] | None) -> None:
+    """Refuse options that the constructor takes and the first step does not, such as `capturable` on a CPU."""
+    if any(map(is_lazy, parameters_of(optimizer))):  # they have no shape yet
+        return
+    trial = copy_of(optimizer)
+    if trial is None:
+        return
+    try:
+        take_zero_step(trial)
+    except Exception as error:  # each class fails in its own way
+        raise InputError(f"{type(optimizer).__name__} refuses {shorten(dict(options or {}))}: {error}") from error
+
+
+def _match_callbacks(
+    callbacks: Sequence[Callback], saved: Sequence[tuple[str, dict[str, Any]]]
+) -> list[tuple[Callback, dict[str, Any]]]:
+    """Give each callback the first state that is left of its class; one that was not there before gets none."""
+    left, found = list(saved), []
+    for callback in callbacks:
+        own = next((entry for entry in left if entry[0] == type(callback).__name__), None)
+        if own is not None:
+            left.remove(own)
+            found.append((callback, own[1]))
+    return found
