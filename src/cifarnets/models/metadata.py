@@ -53,15 +53,9 @@ def unwrap(model: nn.Module) -> nn.Module:
         True
     """
     while True:
-<<<<<<< HEAD
         # A compiled model has the attributes of the inner one, so only `_orig_mod` shows what it is. A registered model
         # may have a layer of the name `module`, which is no wrapped model.
-        inner = getattr(model, "_orig_mod", None)
-=======
-        # A compiled model passes on what the inner one knows, so only its own attribute tells it apart; and a
-        # registered model may have a layer that it calls `module`.
         inner = getattr(model, "_modules", {}).get("_orig_mod")  # `getattr` of what is not there takes long
->>>>>>> main
         if inner is None and not isinstance(getattr(model, "meta", None), ModelMeta):
             inner = getattr(model, "module", None)
         if not isinstance(inner, nn.Module):

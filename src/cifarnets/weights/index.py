@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""The index of the released weights and the way to their files. It knows no model."""
-=======
 """The released weights: what is known of each, and its file. Knows no model."""
->>>>>>> main
 
 import functools
 import hashlib
@@ -34,28 +30,16 @@ class Release:
         >>> release.classes[:2], release.parameters
         (('airplane', 'automobile'), 269722)
 
-    Examples:
-        >>> from cifarnets.weights.index import releases
-        >>> releases()["resnet20"].file
-        'resnet20.safetensors'
-
     Attributes:
-<<<<<<< HEAD
         name: Name of the weights and of the recipe that trains them: the architecture, or `architecture.tag`.
         file: Name of the file in the package.
         size: Size of the file in bytes.
-=======
-        name: The name of the weights and of the recipe that trains them: the architecture, or `architecture.tag`.
-        file: The name of the file in the package.
-        size: Bytes of the file.
->>>>>>> main
         sha256: SHA-256 of the file.
         architecture: The registered name of the model.
         config: Every argument of the model.
         parameters: Number of parameters, frozen ones included.
         macs: Multiply-adds for one image.
         classes: Names of the outputs.
-<<<<<<< HEAD
         mean: Mean of each channel; the model takes `(images - mean) / std` of images in 0..1.
         std: Standard deviation of each channel.
         seed: Seed of the run with these weights, which is the first run, not the best.
@@ -72,24 +56,6 @@ class Release:
         milliseconds: Time for an image on the CPU in a batch of one.
         milliseconds_batch: Time for an image on the CPU in a batch of 1,000.
         measured: The machine of these times.
-=======
-        mean: One number a channel: the model takes `(v - mean) / std` of images in 0..1.
-        std: One number a channel.
-        seed: The seed of the run that gave these weights: the first one, not the best.
-        seeds: The seeds of all runs of the recipe that were made.
-        accuracy: Mean over the seeds.
-        accuracy_std: Standard deviation over the seeds (of a sample); None for a single one.
-        tta: The test-time augmentation of the next three.
-        tta_accuracy: Mean over the seeds.
-        tta_accuracy_std: Standard deviation over the seeds.
-        file_accuracy: Of this file.
-        file_tta_accuracy: Of this file, with test-time augmentation.
-        file_ece: Expected calibration error of this file, without.
-        predictions_sha256: Of the file's predicted classes on the test images, a byte each.
-        milliseconds: A single image on the CPU, in a batch of one.
-        milliseconds_batch: A single image on the CPU, in a batch of 1,000.
-        measured: On what the milliseconds were measured.
->>>>>>> main
     """
 
     name: str
@@ -125,13 +91,8 @@ def releases() -> Mapping[str, Release]:
 
     Examples:
         >>> from cifarnets.weights.index import releases
-<<<<<<< HEAD
-        >>> releases()["convnet.cifar3"].architecture
-        'convnet'
-=======
         >>> releases()["convnet.cifar3"].classes
         ('airplane', 'automobile', 'ship')
->>>>>>> main
 
     Raises:
         WeightsError: The index is missing or damaged.
@@ -168,21 +129,12 @@ def _is_plain(value: Any, depth: int = 5) -> bool:
 
 
 def mean_and_std(mean: float, std: float | None) -> str:
-<<<<<<< HEAD
-    """An accuracy over seeds as text.
-
-    Examples:
-        >>> from cifarnets.weights.index import mean_and_std
-        >>> mean_and_std(0.91234, 0.00167)
-        '0.9123 ± 0.0017'
-=======
     """An accuracy over seeds as it is printed everywhere.
 
     Examples:
         >>> from cifarnets.weights.index import mean_and_std
         >>> mean_and_std(0.9283, 0.0012), mean_and_std(0.9283, None)
         ('0.9283 ± 0.0012', '0.9283')
->>>>>>> main
     """
     return f"{mean:.4f}" if std is None else f"{mean:.4f} ± {std:.4f}"
 
@@ -192,30 +144,12 @@ def sha256(content: bytes) -> str:
 
     Examples:
         >>> from cifarnets.weights.index import sha256
-<<<<<<< HEAD
-        >>> sha256(b"")[:16]
-        'e3b0c44298fc1c14'
-=======
         >>> sha256(b"")[:8]
         'e3b0c442'
->>>>>>> main
     """
     return hashlib.sha256(content).hexdigest()
 
 
-<<<<<<< HEAD
-@contextlib.contextmanager
-def checked_file(release: Release) -> Iterator[Path]:
-    """The path of the file of released weights, after a check of every byte.
-
-    The path is valid in the block only, because a zipped package has no files outside it.
-
-    Examples:
-        >>> from cifarnets.weights.index import checked_file, releases
-        >>> with checked_file(releases()["fcnet"]) as path:
-        ...     path.name
-        'fcnet.safetensors'
-=======
 def read_release(release: Release) -> bytes:
     """Read the file of released weights, and check every byte of it.
 
@@ -226,7 +160,6 @@ def read_release(release: Release) -> bytes:
         >>> release = releases()["convnet"]
         >>> len(read_release(release)) == release.size
         True
->>>>>>> main
 
     Raises:
         WeightsError: It is missing, or not the one that was released.
