@@ -184,7 +184,7 @@ class TestRoundTrip:
         assert_same(model, loaded)
         assert {p.dtype for p in loaded.parameters()} == {dtype}
         images = torch.rand(4, 3, 32, 32)
-        assert evaluate(loaded, [(images, torch.zeros(4, dtype=torch.int64))], "cpu").n == 4
+        assert evaluate(loaded, [(images, torch.zeros(4, dtype=torch.int64))], device="cpu").n == 4
         assert predict(loaded, images[0], mean=(0,) * 3, std=(1,) * 3, device="cpu")[0][1] > 0.2
 
     def test_a_model_has_one_dtype(self, path: Path) -> None:
@@ -548,6 +548,43 @@ def test_an_address_on_the_hub_is_fetched_and_then_a_file_like_any_other(
     save(model, path)
     monkeypatch.setattr(hub, "fetch", {"hf://owner/repo": path}.__getitem__)
     assert_same(model, load("hf://owner/repo"))
+
+
+def test_create_takes_an_address_on_the_hub(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small()
+    models.annotate(model, classes=["a", "b", "c"], mean=(0.5,) * 3, std=(0.25,) * 3)
+    save(model, path)
+    monkeypatch.setattr(hub, "fetch", lambda address: path)
+    assert_same(model, models.create("hf://owner/repo", pretrained=True))
+    five = models.create("hf://owner/repo", pretrained=True, num_classes=5)
+    assert (five.meta.config["num_classes"], five.meta.classes, five.meta.mean) == (5, None, (0.5,) * 3)
+    assert torch.equal(five.conv1.weight, model.conv1.weight)
+    with pytest.raises(InputError, match="were made with in_channels=3"):
+        models.create("hf://owner/repo", pretrained=True, in_channels=1)
+    with pytest.raises(InputError, match="'hf://owner/repo' is an address of weights: pass pretrained=True"):
+        models.create("hf://owner/repo")
+
+
+@pytest.mark.usefixtures("own_registry")
+def test_a_model_without_reset_classifier_keeps_its_head(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    @models.register("headless")
+    class Headless(nn.Module):
+        def __init__(self, num_classes: int = 10) -> None:
+            super().__init__()
+            self.fc = nn.Linear(3, num_classes)
+
+    save(Headless(), path)
+    monkeypatch.setattr(hub, "fetch", lambda address: path)
+    with pytest.raises(
+        InputError, match=r"Headless cannot change its head: derive it from cifarnets\.models\.Classifier"
+    ):
+        models.create("hf://owner/repo", pretrained=True, num_classes=5)
+
+
+def test_a_default_device_of_the_user_is_left_out_of_a_load() -> None:
+    with torch.device("meta"):
+        model = load("convnet")
+    assert {p.device.type for p in model.parameters()} == {"cpu"}
 
 
 def test_a_malformed_address_says_how_one_reads() -> None:

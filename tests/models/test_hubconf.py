@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from cifarnets import load
 from cifarnets.errors import UnknownNameError
 from cifarnets.models import list_models
 
+hub: Any = torch.hub  # which has no types
 REPO = str(Path(__file__).resolve().parents[2])
 
 
@@ -37,17 +39,17 @@ def test_every_model_is_an_entry_point() -> None:
 
 def test_released_weights() -> None:
     images = torch.rand(2, 3, 32, 32)
-    model = torch.hub.load(REPO, "convnet", source="local", pretrained=True)
+    model = hub.load(REPO, "convnet", source="local", pretrained=True)
     assert torch.equal(model(images), load("convnet")(images))
-    tagged = torch.hub.load(REPO, "convnet", source="local", weights="cifar3")
+    tagged = hub.load(REPO, "convnet", source="local", weights="cifar3")
     assert torch.equal(tagged(images), load("convnet.cifar3")(images))
-    assert torch.hub.load(REPO, "resnet20", source="local", pretrained=True, num_classes=4).num_classes == 4
+    assert hub.load(REPO, "resnet20", source="local", pretrained=True, num_classes=4).num_classes == 4
 
 
 def test_fresh_models_and_missing_weights() -> None:
-    assert torch.hub.load(REPO, "vgg11_bn", source="local", num_classes=7).num_classes == 7
+    assert hub.load(REPO, "vgg11_bn", source="local", num_classes=7).num_classes == 7
     with pytest.raises(UnknownNameError, match="no released weights for 'resnet56'"):
-        torch.hub.load(REPO, "resnet56", source="local", pretrained=True)
+        hub.load(REPO, "resnet56", source="local", pretrained=True)
 
 
 def test_nothing_but_its_dependencies_is_needed() -> None:

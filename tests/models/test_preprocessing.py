@@ -1,5 +1,7 @@
 """A model's own normalisation and transform."""
 
+from typing import Any
+
 import numpy as np
 import PIL.Image
 import pytest
@@ -17,7 +19,7 @@ def test_the_view_takes_images_in_0_to_1() -> None:
     images = torch.rand(4, 3, 32, 32)
     view = with_normalization(model)
     assert not view.training
-    found = [names[0][1] for names in predict(model, images)]  # type: ignore[index]
+    found = [names[0][1] for names in predict(model, images)]
     torch.testing.assert_close(view(images).softmax(1).max(1).values.tolist(), found)
 
 
@@ -62,7 +64,7 @@ def test_the_transform_does_what_predict_does(size: tuple[int, int], mode: str) 
     pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
     picture = PIL.Image.fromarray(pixels).convert(mode)
     transform = transform_for(model)
-    loader = DataLoader([transform(picture)] * 2, batch_size=2)  # type: ignore[arg-type]
+    loader: Any = DataLoader([transform(picture)] * 2, batch_size=2)  # type: ignore[arg-type]
     (batch,) = loader
     assert type(batch) is torch.Tensor
     assert batch.dtype == torch.float32

@@ -44,7 +44,7 @@ def test_all_but_filters_take_the_steps_of_nesterov_sgd() -> None:
 
 
 def test_filters_keep_their_norm_and_move_by_the_rate() -> None:
-    model = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.Flatten())
+    model: Any = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.Flatten())
     optimizer = ConvMuon(model.parameters(), lr=0.1, steps=6)
     model(torch.randn(4, 3, 8, 8)).square().mean().backward()
     optimizer.step()
@@ -64,7 +64,7 @@ def test_the_whitening_bias_stops_first_and_closures_work() -> None:
     rates = []
     for _ in range(8):
         rates.append([group["lr"] for group in optimizer.param_groups])
-        loss = optimizer.step(lambda: F.cross_entropy(model(torch.rand(2, 3, 32, 32)), torch.tensor([0, 1])))  # type: ignore[arg-type]
+        loss = optimizer.step(lambda: F.cross_entropy(model(torch.rand(2, 3, 32, 32)), torch.tensor([0, 1])))  # type: ignore[arg-type, return-value]
         assert loss is not None
         schedule.step()
     filters, _, _, whiten = zip(*rates, strict=True)
@@ -159,7 +159,7 @@ class Reference(torch.optim.Optimizer):
         ]
         super().__init__([group for group in groups if group["params"]], {"steps": steps})
 
-    step = ConvMuon.step
+    step: Any = ConvMuon.step
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ class Reference(torch.optim.Optimizer):
     ],
 )
 def test_the_trajectory_is_that_of_the_released_runs(name: str, config: dict[str, Any]) -> None:
-    options = {"bias_lr": 2.0, "head_lr": 30.0}
+    options: dict[str, Any] = {"bias_lr": 2.0, "head_lr": 30.0}
     models, optimizers, schedules = [], [], []
     for kind in ("old", "new"):
         torch.manual_seed(0)
@@ -189,7 +189,7 @@ def test_the_trajectory_is_that_of_the_released_runs(name: str, config: dict[str
         images, labels = torch.randn(8, 3, 32, 32), torch.randint(3, (8,))
         for model, optimizer, schedule in zip(models, optimizers, schedules, strict=True):
             optimizer.zero_grad()
-            F.cross_entropy(model(images), labels).backward()
+            F.cross_entropy(model(images), labels).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
     for a, b in zip(models[0].state_dict().values(), models[1].state_dict().values(), strict=True):
@@ -208,7 +208,7 @@ def test_the_state_of_the_first_version_still_loads() -> None:
 
 
 def test_parameters_names_and_groups_are_taken_as_torchs_optimizers_take_them() -> None:
-    model = create("convnet")
+    model: Any = create("convnet")
     plain, named = ConvMuon(model.parameters()), ConvMuon(model.named_parameters())
     assert [[id(p) for p in group["params"]] for group in plain.param_groups] == [
         [id(p) for p in group["params"]] for group in named.param_groups
@@ -227,9 +227,9 @@ def test_parameters_names_and_groups_are_taken_as_torchs_optimizers_take_them() 
 
 
 def test_a_fresh_head_is_trained() -> None:
-    model = create("airbench94", pretrained=True, num_classes=3)
+    model: Any = create("airbench94", pretrained=True, num_classes=3)
     optimizer = make_optimizer(model, "convmuon", options={"head_lr": 1.0, "bias_lr": 1.0})
     before = model.head.weight.clone()
-    F.cross_entropy(model(torch.randn(4, 3, 32, 32)), torch.tensor([0, 1, 2, 0])).backward()
+    F.cross_entropy(model(torch.randn(4, 3, 32, 32)), torch.tensor([0, 1, 2, 0])).backward()  # type: ignore[no-untyped-call]
     optimizer.step()
     assert not torch.equal(model.head.weight, before)

@@ -102,7 +102,7 @@ def test_what_cannot_train_such_nets_is_not_offered(net: Net, name: str) -> None
 
 
 def test_a_model_may_train_some_parameters_for_a_part_of_the_fit() -> None:
-    model = create("airbench94", widths=(8, 8, 8))
+    model: Any = create("airbench94", widths=(8, 8, 8))
     groups = param_groups(torch.nn.DataParallel(model), decay_biases=False)
     named = [([name for name, _ in group["params"]], group.get("until"), group.get("weight_decay")) for group in groups]
     weights, biases, whiten = named

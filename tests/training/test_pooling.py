@@ -34,7 +34,8 @@ def test_written_out_it_is_torchs(n: int, c: int, h: int, w: int, last: bool, dt
     for pool in (max_pool2d, lambda x: F.max_pool2d(x, 2)):
         leaf = images.clone().requires_grad_()
         pooled = pool(leaf)
-        (pooled * weights).sum().backward()
+        (pooled * weights).sum().backward()  # type: ignore[no-untyped-call]
+        assert leaf.grad is not None
         results.append((pooled.detach(), leaf.grad))
     assert torch.equal(results[0][0], results[1][0])
     assert torch.equal(results[0][1], results[1][1])

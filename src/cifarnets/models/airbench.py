@@ -21,14 +21,21 @@ class Airbench(Classifier):
     The other convolutions start as the identity on their first channels (a Dirac), the scales of BatchNorm stay at
     one.
 
+    Examples:
+        >>> import torch
+        >>> from cifarnets.models import Airbench
+        >>> model = Airbench(10, 3, widths=(8, 16, 16), depth=2, momentum=0.4, scale=1.0)
+        >>> model(torch.zeros(2, 3, 32, 32)).shape
+        torch.Size([2, 10])
+
     Args:
-        num_classes: Outputs.
+        num_classes: Number of outputs; 0 for features `[N, widths[-1]]`.
         in_channels: Channels of the 32×32 images.
         widths: Channels of the three blocks.
-        depth: Convolutions of each block, 2 or 3; with three, a shortcut goes around the last two and is added before
+        depth: Convolutions of each block, 2 or 3. With three, a shortcut goes around the last two and is added before
             the last GELU.
-        momentum: Weight of a new batch in the statistics of BatchNorm, as torch has it.
-        scale: What logits are multiplied by beside one over the head's inputs.
+        momentum: Weight of a new batch in the statistics of BatchNorm, as in torch.
+        scale: Factor of the logits, which are divided by the number of inputs of the head as well.
 
     Shapes: `[N, in_channels, 32, 32]` to logits `[N, num_classes]`.
 
@@ -80,10 +87,18 @@ class Airbench(Classifier):
 
     @torch.no_grad()
     def init_from_images(self, images: Tensor) -> None:
-        """Set the first convolution so that its outputs on 2×2 patches are uncorrelated, each with both signs.
+        """Set the first convolution from images: its outputs for their 2×2 patches are then uncorrelated.
+
+        Each filter is there with both signs.
+
+        Examples:
+            >>> import torch
+            >>> from cifarnets.models import create
+            >>> model = create("airbench94")
+            >>> model.init_from_images(torch.randn(100, 3, 32, 32))
 
         Args:
-            images: Some thousand training images as the model is fed them, `[N, in_channels, H, W]`.
+            images: Some thousand normalised training images, `[N, in_channels, H, W]`.
         """
         channels = images.shape[1]
         images = images.cpu() if images.device.type == "mps" else images  # which has no float64
@@ -97,7 +112,13 @@ class Airbench(Classifier):
 class Airbench94(Airbench):
     """Whitening 2×2 convolution, three blocks of two convolutions with BatchNorm and GELU, scaled logits.
 
-    With ten outputs there are 1,972,792 numbers, of which 1,971,352 are trained.
+    With ten outputs there are 1,972,792 parameters, of which 1,971,352 are trained.
+
+    Examples:
+        >>> import torch
+        >>> from cifarnets.models import Airbench94
+        >>> Airbench94(num_classes=3, widths=(8, 16, 16))(torch.zeros(2, 3, 32, 32)).shape
+        torch.Size([2, 3])
 
     Arguments and shapes are those of `Airbench`.
     """
@@ -115,10 +136,14 @@ class Airbench94(Airbench):
 
 @register("airbench95")
 class Airbench95(Airbench):
-    """`Airbench94` with wider blocks; 4,606,520 numbers, of which 4,604,440 are trained.
+    """`Airbench94` with wider blocks; 4,606,520 parameters, of which 4,604,440 are trained.
 
-    With the default scale, logits start as large as in the source, which takes a ninth of what a head has that starts
-    as torch has it.
+    With the default scale, logits start as large as in the source, which keeps torch's head and takes a ninth of it.
+
+    Examples:
+        >>> from cifarnets.models import Airbench95, create
+        >>> isinstance(create("airbench95"), Airbench95)
+        True
 
     Arguments and shapes are those of `Airbench`.
     """
@@ -136,10 +161,15 @@ class Airbench95(Airbench):
 
 @register("airbench96")
 class Airbench96(Airbench):
-    """`Airbench95` with deeper blocks and shortcuts; 9,918,776 numbers, of which 9,915,416 are trained.
+    """`Airbench95` with deeper blocks and shortcuts; 9,918,776 parameters, of which 9,915,416 are trained.
 
-    This is the source's version that takes 34.7 seconds; the paper's is wider (128, 512, 512), adds the shortcut after
-    the last GELU, and has the momentum of the smaller two.
+    This is the version of the source that takes 34.7 seconds. The version of the paper is wider (128, 512, 512), adds
+    the shortcut after the last GELU, and has the momentum of the smaller two.
+
+    Examples:
+        >>> from cifarnets.models import Airbench96, create
+        >>> isinstance(create("airbench96"), Airbench96)
+        True
 
     Arguments and shapes are those of `Airbench`.
     """

@@ -1,8 +1,8 @@
 """The convolutional net of the article, as modules (step 16) and through the functional API (step 17).
 
-Both take the maximum before the tanh. The article writes them the other way round; since tanh never falls,
-`tanh(max(x)) == max(tanh(x))` bit for bit, and a quarter of the work is left. An average does not commute, so with
-`pool="avg"` the tanh comes first, as written.
+Both take the maximum before the tanh, and the article takes the tanh first. The tanh never falls, so
+`tanh(max(x)) == max(tanh(x))` bit for bit, with a quarter of the work. An average is another matter: with `pool="avg"`
+the tanh comes first, as in the article.
 """
 
 from collections.abc import Sequence
@@ -25,8 +25,14 @@ class ConvNet(Classifier):
 
     With ten outputs there are 18,354 parameters.
 
+    Examples:
+        >>> import torch
+        >>> from cifarnets.models import ConvNet
+        >>> ConvNet(num_classes=3, pool="avg")(torch.zeros(2, 3, 32, 32)).shape
+        torch.Size([2, 3])
+
     Args:
-        num_classes: Outputs.
+        num_classes: Number of outputs; 0 for the hidden units `[N, hidden]`.
         in_channels: Channels of the 32×32 images.
         widths: Channels after the first and the second convolution.
         hidden: Units of the first linear layer.
@@ -80,10 +86,15 @@ class ConvNet(Classifier):
 
 @register("convnet_functional")
 class ConvNetFunctional(Classifier):
-    """`ConvNet` through the functional API, step 17: only the four layers that have parameters are modules.
+    """`ConvNet` through the functional API, step 17: only the four layers with parameters are modules.
 
-    Arguments, shapes and parameter names are those of `ConvNet`, and so are the outputs, bit for bit: either loads
-    the other's weights.
+    Arguments, shapes and parameter names are those of `ConvNet`. Each of the two loads the weights of the other, and
+    gives the same outputs bit for bit.
+
+    Examples:
+        >>> from cifarnets.models import ConvNet, ConvNetFunctional
+        >>> ConvNetFunctional().load_state_dict(ConvNet().state_dict())
+        <All keys matched successfully>
     """
 
     head_name = "fc2"

@@ -39,8 +39,8 @@ def create(
         >>> model = create("hf://owner/repo", pretrained=True)  # doctest: +SKIP
 
     Args:
-        name: One of `list_models()` or of `list_models(pretrained=True)`, or an address on the Hugging Face Hub as `load`
-            takes it. The arguments of released weights are the defaults of the model, fresh or not.
+        name: One of `list_models()` or of `list_models(pretrained=True)`, or an address on the Hugging Face Hub as
+            `load` takes it. The arguments of released weights are the defaults of the model, fresh or not.
         pretrained: Load the weights of that name, and give the model in eval mode.
         num_classes: Number of outputs; None for the default of the model, which is ten here. With 0 the model has no
             head and gives features `[N, num_features]`. Weights of another number keep their trunk and get a fresh

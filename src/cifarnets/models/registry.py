@@ -27,15 +27,15 @@ def register(name: str) -> Callable[[Class], Class]:
     Examples:
         >>> import torch
         >>> from cifarnets.models import create, register
-        >>> @register("linear")
-        ... class Linear(torch.nn.Module):
+        >>> @register("softmax_regression")
+        ... class SoftmaxRegression(torch.nn.Module):
         ...     def __init__(self, num_classes=10):
         ...         super().__init__()
         ...         self.head = torch.nn.Linear(3072, num_classes)
         ...
         ...     def forward(self, x):
         ...         return self.head(x.flatten(1))
-        >>> create("linear", num_classes=3).meta.config
+        >>> create("softmax_regression", num_classes=3).meta.config
         {'num_classes': 3}
 
     Args:

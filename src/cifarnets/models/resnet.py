@@ -11,28 +11,33 @@ from cifarnets.models.registry import register
 
 
 class ResNet(Classifier):
-    """ResNet for CIFAR, section 4.2 of the paper: a 3×3 convolution, three stages of blocks, an average, a linear one.
+    """ResNet for CIFAR, section 4.2 of the paper: a 3×3 convolution, three stages of blocks, a mean, a linear layer.
 
     Each block has two 3×3 convolutions; the second and the third stage begin with stride 2. Shortcuts have no
     parameters (option A): where the size changes they take every other pixel and pad the new channels with zeros,
     half before and half after. Convolutions start from a normal distribution (He et al. 2015, arXiv:1502.01852).
 
-    Subclasses set `depth`, which is 6n + 2 for n blocks a stage; those that are registered add nothing else.
+    Subclasses set `depth`, which is 6n + 2 for n blocks in each stage.
+
+    Examples:
+        >>> import torch
+        >>> from cifarnets.models import ResNet
+        >>> ResNet(num_classes=3, widths=(4, 8, 16), se=True)(torch.zeros(2, 3, 32, 32)).shape
+        torch.Size([2, 3])
 
     Args:
-        num_classes: Outputs.
+        num_classes: Number of outputs; 0 for features `[N, widths[-1]]`.
         in_channels: Channels of the images.
-        widths: Channels of the three stages; they must not fall.
-        se: Squeeze and excitation before each addition (Hu et al. 2018, arXiv:1709.01507): the channels are weighted
-            by a net of two linear layers with biases and a sixteenth of the channels between, as in the paper; at
-            least one, which is what 16 channels leave.
-        preact: BatchNorm and ReLU before each convolution instead of after it (He et al. 2016, arXiv:1603.05027), so
-            that shortcuts are identities from end to end. The number of parameters stays.
+        widths: Channels of the three stages; none may be narrower than the one before.
+        se: Squeeze and excitation before each addition (Hu et al. 2018, arXiv:1709.01507): a net of two linear layers
+            weights the channels. As in the paper it has biases, and a sixteenth of the channels (at least one) between.
+        preact: BatchNorm and ReLU before each convolution instead of after it (He et al. 2016, arXiv:1603.05027).
+            Shortcuts are then identities from end to end. The number of parameters does not change.
 
     Shapes: `[N, in_channels, H, W]` to logits `[N, num_classes]`; CIFAR's images are 32×32.
 
     Raises:
-        InputError: The widths are not three, or fall; or the depth of a subclass is not 6n + 2.
+        InputError: There are not three widths, or one is below the one before; or the depth is not 6n + 2.
     """
 
     depth = 20
@@ -76,6 +81,11 @@ class ResNet(Classifier):
 class ResNet20(ResNet):
     """ResNet for CIFAR with 20 layers; 269,722 parameters.
 
+    Examples:
+        >>> from cifarnets.models import ResNet20, create
+        >>> isinstance(create("resnet20"), ResNet20)
+        True
+
     Arguments and shapes are those of `ResNet`.
     """
 
@@ -85,6 +95,11 @@ class ResNet20(ResNet):
 @register("resnet32")
 class ResNet32(ResNet):
     """ResNet for CIFAR with 32 layers; 464,154 parameters.
+
+    Examples:
+        >>> from cifarnets.models import ResNet32, create
+        >>> isinstance(create("resnet32"), ResNet32)
+        True
 
     Arguments and shapes are those of `ResNet`.
     """
@@ -96,6 +111,11 @@ class ResNet32(ResNet):
 class ResNet44(ResNet):
     """ResNet for CIFAR with 44 layers; 658,586 parameters.
 
+    Examples:
+        >>> from cifarnets.models import ResNet44, create
+        >>> isinstance(create("resnet44"), ResNet44)
+        True
+
     Arguments and shapes are those of `ResNet`.
     """
 
@@ -106,6 +126,11 @@ class ResNet44(ResNet):
 class ResNet56(ResNet):
     """ResNet for CIFAR with 56 layers; 853,018 parameters.
 
+    Examples:
+        >>> from cifarnets.models import ResNet56, create
+        >>> isinstance(create("resnet56"), ResNet56)
+        True
+
     Arguments and shapes are those of `ResNet`.
     """
 
@@ -115,6 +140,11 @@ class ResNet56(ResNet):
 @register("resnet110")
 class ResNet110(ResNet):
     """ResNet for CIFAR with 110 layers; 1,727,962 parameters.
+
+    Examples:
+        >>> from cifarnets.models import ResNet110, create
+        >>> isinstance(create("resnet110"), ResNet110)
+        True
 
     Arguments and shapes are those of `ResNet`.
     """

@@ -14,19 +14,24 @@ class WideResNet(Classifier):
     The stages have 16, 32 and 64 channels times `factor`; the second and the third begin with stride 2. Where the
     number of channels changes, the shortcut is a 1×1 convolution of the activated input.
 
-    Subclasses set `depth`, which is 6n + 4 for n blocks a stage, and `factor`; those that are registered add nothing
-    else.
+    Subclasses set `depth`, which is 6n + 4 for n blocks in each stage, and `factor`.
+
+    Examples:
+        >>> import torch
+        >>> from cifarnets.models import WideResNet16x4
+        >>> WideResNet16x4(num_classes=3, dropout=0.3)(torch.zeros(2, 3, 32, 32)).shape
+        torch.Size([2, 3])
 
     Args:
-        num_classes: Outputs.
+        num_classes: Number of outputs; 0 for features `[N, 64 * factor]`.
         in_channels: Channels of the images.
-        dropout: Share of the numbers between the two convolutions of a block that are dropped in training; the paper
+        dropout: Probability that a number between the two convolutions of a block is dropped in training; the paper
             tries 0.3 (section 3.3).
 
     Shapes: `[N, in_channels, H, W]` to logits `[N, num_classes]`; CIFAR's images are 32×32.
 
     Raises:
-        InputError: The dropout is not in 0..1, or the depth of a subclass is not 6n + 4.
+        InputError: The dropout is not in 0..1, or the depth is not 6n + 4.
     """
 
     depth = 16
@@ -62,6 +67,11 @@ class WideResNet(Classifier):
 class WideResNet16x4(WideResNet):
     """Wide ResNet with 16 layers, four times as wide; 2,748,890 parameters.
 
+    Examples:
+        >>> from cifarnets.models import WideResNet16x4, create
+        >>> isinstance(create("wide_resnet16_4"), WideResNet16x4)
+        True
+
     Arguments and shapes are those of `WideResNet`.
     """
 
@@ -72,6 +82,11 @@ class WideResNet16x4(WideResNet):
 @register("wide_resnet28_10")
 class WideResNet28x10(WideResNet):
     """Wide ResNet with 28 layers, ten times as wide; 36,479,194 parameters.
+
+    Examples:
+        >>> from cifarnets.models import info
+        >>> info("wide_resnet28_10").parameters
+        36479194
 
     Arguments and shapes are those of `WideResNet`.
     """

@@ -20,41 +20,42 @@ GOLDEN_FILE = "golden.safetensors"
 
 @dataclass(frozen=True)
 class Release:
-    """Released weights: a row of the index, which is made from the weight file and the logs of the runs behind it.
+    """Facts about released weights: a row of the index, made from the weight file and the logs of its runs.
 
-    Accuracies are top-1 on all test images of the classes, after the last epoch; nothing was chosen on them.
+    Accuracies are top-1 on all test images of the classes after the last epoch. Nothing was chosen by them.
 
     Examples:
-        >>> from cifarnets.weights.index import releases
-        >>> releases()["resnet20"].file
-        'resnet20.safetensors'
+        >>> from cifarnets.models import info
+        >>> release = info("resnet20").release
+        >>> release.classes[:2], release.parameters
+        (('airplane', 'automobile'), 269722)
 
     Attributes:
-        name: The name of the weights and of the recipe that trains them: the architecture, or `architecture.tag`.
-        file: The name of the file in the package.
-        size: Bytes of the file.
+        name: Name of the weights and of the recipe that trains them: the architecture, or `architecture.tag`.
+        file: Name of the file in the package.
+        size: Size of the file in bytes.
         sha256: SHA-256 of the file.
         architecture: The registered name of the model.
         config: Every argument of the model.
-        parameters: Trainable numbers and frozen ones.
+        parameters: Number of parameters, frozen ones included.
         macs: Multiply-adds for one image.
         classes: Names of the outputs.
-        mean: One number a channel: the model takes `(v - mean) / std` of images in 0..1.
-        std: One number a channel.
-        seed: The seed of the run that gave these weights: the first one, not the best.
-        seeds: The seeds of all runs of the recipe that were made.
-        accuracy: Mean over the seeds.
-        accuracy_std: Standard deviation over the seeds (of a sample); None for a single one.
-        tta: The test-time augmentation of the next three.
-        tta_accuracy: Mean over the seeds.
-        tta_accuracy_std: Standard deviation over the seeds.
-        file_accuracy: Of this file.
-        file_tta_accuracy: Of this file, with test-time augmentation.
-        file_ece: Expected calibration error of this file, without.
-        predictions_sha256: Of the file's predicted classes on the test images, a byte each.
-        milliseconds: A single image on the CPU, in a batch of one.
-        milliseconds_batch: A single image on the CPU, in a batch of 1,000.
-        measured: On what the milliseconds were measured.
+        mean: Mean of each channel; the model takes `(images - mean) / std` of images in 0..1.
+        std: Standard deviation of each channel.
+        seed: Seed of the run with these weights, which is the first run, not the best.
+        seeds: Seeds of all runs of the recipe.
+        accuracy: Mean accuracy over the seeds.
+        accuracy_std: Sample standard deviation over the seeds; None for a single seed.
+        tta: The test-time augmentation of the next two, and of `file_tta_accuracy`.
+        tta_accuracy: Mean accuracy over the seeds with test-time augmentation.
+        tta_accuracy_std: Standard deviation over the seeds with test-time augmentation.
+        file_accuracy: Accuracy of this file.
+        file_tta_accuracy: Accuracy of this file with test-time augmentation.
+        file_ece: Expected calibration error of this file, without test-time augmentation.
+        predictions_sha256: SHA-256 of the predicted classes of the test images, one byte for each.
+        milliseconds: Time for an image on the CPU in a batch of one.
+        milliseconds_batch: Time for an image on the CPU in a batch of 1,000.
+        measured: The machine of these times.
     """
 
     name: str
