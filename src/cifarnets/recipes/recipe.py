@@ -104,6 +104,8 @@ class Recipe:
         for name in ("epochs", "batch_size", "accumulate"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, not {getattr(self, name)}.")
+        if not 0 <= self.seed < 2**63:
+            raise InputError(f"seed must be a whole number from 0 to 2^63 - 1, not {short(self.seed)}.")
         self.augmentation()
         accepted = sorted(signature(soft_labels).parameters.keys() - {"dataset", "device"})
         if strange := sorted(self.distill.keys() - accepted):
