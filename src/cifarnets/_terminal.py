@@ -9,8 +9,8 @@ DIGITS = 6
 
 _QUOTED = r"(?<!\w)'[^']*'"
 _COMMAND_BESIDE = r"[a-z_]+=[\w.]* \(or (?P<command>`cifarnets [^`]+`)\)"
-_ARGUMENT = r"\b(?P<name>[a-z_]+)=(?P<value>'[^']*'|[\w.-]*\w)?"
-_BARE = r"\b(?P<bare>[a-z]+(?:_[a-z]+)+|[a-z]+(?= must\b)|[a-z]+(?= of a recipe must\b))"
+_ARGUMENT = r"(?<![\w/.-])(?P<name>[a-z_]+)=(?P<value>'[^']*'|[\w.-]*\w)?"
+_BARE = r"(?<![\w/.-])(?P<bare>[a-z]+(?:_[a-z]+)+(?![\w/-]|\.\w)|[a-z]+(?= must\b)|[a-z]+(?= of a recipe must\b))"
 _WORDS = re.compile("|".join((_QUOTED, _COMMAND_BESIDE, _ARGUMENT, _BARE)))
 
 ALIASES = {"root": "data_root", "cifar_subset": "classes", "train_val_split": "val"}

@@ -5,11 +5,13 @@ version and a misspelt command are answered at once.
 """
 
 import argparse
-import dataclasses
+import contextlib
 import json
 import os
+import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -67,12 +69,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="replace", line_buffering=True)
     flags: dict[str, str] = {}
     try:
-        options = parse(arguments)
+        with _ctrl_c_kills():  # some options come with torch
+            options = parse(arguments)
         if options.command is None:
             parse(["--help"])
         flags = options.flags
-        from cifarnets import commands
-
+        with _ctrl_c_kills():
+            from cifarnets import commands
         status = int(commands.COMMANDS[options.command](options) or 0)
         sys.stdout.flush()  # here, where a reader that has gone is no failure
         return status
@@ -85,6 +88,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader (head, less) has gone; what is still to be flushed must not go into the closed pipe.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+@contextlib.contextmanager
+def _ctrl_c_kills() -> Iterator[None]:
+    """Let Ctrl-C end the program at once, without a word; torch cannot be left half imported."""
+    usual = signal.getsignal(signal.SIGINT)
+    is_main_thread = threading.current_thread() is threading.main_thread()
+    if "torch" in sys.modules or usual is not signal.default_int_handler or not is_main_thread:
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, usual)
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -237,6 +255,8 @@ SPELLINGS = {"optimizer_options": "--option", "schedule_options": "--schedule-op
 
 
 def _train(options: _Options) -> None:
+    import dataclasses
+
     from cifarnets._fields import help_of, hints_of
     from cifarnets.recipes import Recipe
 

@@ -12,7 +12,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -162,8 +162,7 @@ def download(options: argparse.Namespace) -> None:
 
 def train(options: argparse.Namespace) -> None:
     """Train a model, or resume a run."""
-    fields = [name for name in (*vars(Recipe("convnet")), "num_classes") if name != "model"]
-    given = {name: value for name in fields if (value := getattr(options, name)) is not None}
+    given = _given(options)
     recipe = None
     if options.name is not None or options.recipe is not None:
         recipe = _recipe(options, given)
@@ -192,6 +191,12 @@ def train(options: argparse.Namespace) -> None:
         for name, evaluation in result.evaluations.items():
             _print(f"Accuracy {name}: {evaluation.accuracy:.4f}")
         _print(f"The run is in {folder}: {', '.join(sorted(path.name for path in result.folder.iterdir()))}")
+
+
+def _given(options: argparse.Namespace) -> dict[str, Any]:
+    """The options of the command line that are fields of a recipe, and the number of outputs."""
+    names = [field.name for field in fields(Recipe) if field.name != "model"]
+    return {name: value for name in (*names, "num_classes") if (value := getattr(options, name)) is not None}
 
 
 def _recipe(options: argparse.Namespace, given: Mapping[str, Any]) -> Recipe:
@@ -472,7 +477,8 @@ def demo(options: argparse.Namespace) -> None:
     )
     if synthetic:
         options.data_root = None  # is of no use to the command that resumes this run
-    result = _run(recipe, folder, options, callbacks=[ArticleLog(every=1)])
+    # The article's lines tell enough where there is no terminal for a bar.
+    result = _run(recipe, folder, options, callbacks=[ArticleLog(every=1)], progress=sys.stderr.isatty())
     _print(f"\nOn the test images:\n{result.evaluations['test']}\n")
 
     path = result.folder / MODEL_FILE

@@ -112,6 +112,8 @@ class Recipe:
                 raise InputError(f"{name} must be at least 1, and below 2**31, not {getattr(self, name)}.")
         if not 0 <= self.val < 2**31:
             raise InputError(f"val must be at least 0, and below 2**31, not {self.val}.")
+        if not 0 <= self.seed < 2**63:
+            raise InputError(f"seed must be a whole number from 0 to 2^63 - 1, not {shorten(self.seed)}.")
         self.augmentation()
         accepted = sorted(signature(soft_labels).parameters.keys() - {"dataset", "device"})
         if strange := sorted(self.distill.keys() - accepted):

@@ -1,5 +1,6 @@
 """One run of a recipe: trained, evaluated, and kept in a folder."""
 
+import contextlib
 import json
 import os
 import platform
@@ -170,12 +171,18 @@ def run_recipe(
     )
     val_loader = loaders.get("val")
     trainer.plan(shuffled, val_loader, recipe.epochs)  # refuses what cannot work, before the folder is claimed
+    made: list[Path] = []
     if trainer.world.is_main:
         if not starts:
-            _claim(folder)
+            made = _claim(folder)
         write_json(folder / RUN_FILE, {"recipe": recipe.to_dict(), "starts": [*starts, _circumstances(trainer)]})
         (folder / "evaluation.json").unlink(missing_ok=True)  # of a part of the run
-    trainer.fit(shuffled, val_loader, recipe.epochs, resume=folder if starts else None)
+    try:
+        trainer.fit(shuffled, val_loader, recipe.epochs, resume=folder if starts else None)
+    except Exception:
+        if trainer.world.is_main and not starts:
+            _release(folder, made)
+        raise
     if trainer.world.is_main:
         guard.check()
     return _finish(trainer, recipe, folder, loaders)
@@ -252,8 +259,13 @@ def write_json(path: Path, content: Mapping[str, Any]) -> Path:
     return write_atomic(path, json.dumps(content, indent=2) + "\n")
 
 
-def _claim(folder: Path) -> None:
-    """Make the folder, or find it empty, before any time is spent on a run that could not be kept."""
+def _claim(folder: Path) -> list[Path]:
+    """Make the folder, or find it empty, before any time is spent on a run that could not be kept.
+
+    Returns:
+        The folders that were not there before, the innermost first.
+    """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         taken = next(folder.iterdir(), None)
@@ -262,8 +274,18 @@ def _claim(folder: Path) -> None:
     if taken is not None:
         raise OutputError(
             f"{str(folder)!r} holds files already ({taken.name} …); name another folder, or resume the run in it "
-            "(resume=True, --resume)."
+            "(resume=True)."
         )
+    return made
+
+
+def _release(folder: Path, made: list[Path]) -> None:
+    """Take back a claim on a folder in which nothing was learnt; what else is in it stays."""
+    with contextlib.suppress(OSError):
+        if [path.name for path in folder.iterdir()] == [RUN_FILE]:
+            (folder / RUN_FILE).unlink()
+            for path in made:
+                path.rmdir()
 
 
 def _circumstances(trainer: Trainer) -> dict[str, Any]:
