@@ -81,7 +81,7 @@ class Checkpoint(Callback):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if self._best and state:
-            self._best.best = state["best"]
+            self._best = self._best.at(state["best"])
 
     def _write_state(self, trainer: "Trainer") -> None:
         trainer.metrics.read_losses(
