@@ -1,10 +1,5 @@
 """Where the work runs: on this machine whatever it has, and with a pretended CUDA or MPS."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -90,46 +85,3 @@ def test_real_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("auto", "cuda"):
         # With its index, so that it compares equal to the device of a tensor that lies there.
         assert torch.zeros(1, device=resolve_device(name)).device == resolve_device(name)
-
-
-def pages_of_a_large_tensor(**settings: str) -> int:
-    """Pages that the system hands out while a tensor of 128 MB is filled, in a process of its own."""
-    code = (
-        "import resource, torch, cifarnets; torch.ones(1); "
-        "before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt; torch.ones(32 * 2**20); "
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)"
-    )
-    environment = {key: value for key, value in os.environ.items() if key != "THP_MEM_ALLOC_ENABLE"} | settings
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    return int(done.stdout)
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has transparent huge pages")
-def test_large_tensors_lie_in_large_pages_unless_told_otherwise() -> None:
-    if "[madvise]" not in Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text():
-        pytest.skip("this system has large pages always, or never")
-    assert pages_of_a_large_tensor(THP_MEM_ALLOC_ENABLE="0") > 20 * pages_of_a_large_tensor()
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="the allocator is glibc's")
-@pytest.mark.parametrize("outside", [{}, {"MALLOC_TRIM_THRESHOLD_": "131072", "MALLOC_MMAP_THRESHOLD_": "131072"}])
-def test_a_trainer_has_memory_kept_unless_the_user_says_otherwise(outside: dict[str, str]) -> None:
-    """Faults of 4 kB pages tell how often 64 MB that were let go had to be taken from the system again, of eight times.
-
-    Now and then they must be, where something small has taken a bit of the place.
-    """
-    code = """
-import resource, torch
-from cifarnets import Trainer
-from cifarnets.models import create
-
-Trainer(create("convnet"), device="cpu", progress=False)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(8):
-    torch.zeros(2**24)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-"""
-    names = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_TUNABLES"))}
-    environment = {**names, "THP_MEM_ALLOC_ENABLE": "0", **outside}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert (int(done.stdout) / 2**14 > 6) == bool(outside), done.stdout

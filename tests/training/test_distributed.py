@@ -18,11 +18,12 @@ from cifarnets.datasets import BatchLoader, ImageDataset
 from cifarnets.errors import InputError
 from cifarnets.training.distributed import World, join, leave
 from cifarnets.training.feed import EpochFeed
+from cifarnets.weights.state import read_state
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="torchrun needs libuv on Windows")
 
-# The very same lines run in one process and in two. 300 images in batches of 47: each process's share is uneven, and
-# the last batch (18) is smaller.
+# The very same lines run in one process and in two. 300 images in batches of 47: the shards of a batch differ in size,
+# and the last batch (18) is smaller.
 SCRIPT = """
 import atexit, json, os, sys
 from pathlib import Path
@@ -99,11 +100,10 @@ def test_two_processes_do_what_one_does(tmp_path: Path, kind: str) -> None:
             assert json.loads((tmp_path / "2" / f"threads-{rank}.json").read_text()) == []
 
 
-def test_a_process_that_dies_is_restarted_and_the_fit_goes_on(tmp_path: Path) -> None:
+def test_a_process_that_dies_is_restarted_and_the_fit_resumes(tmp_path: Path) -> None:
     whole = _train(tmp_path, 2, "whole", "BatchLoader")
     again = _train(tmp_path, 2, "again", "BatchLoader", die="1", options=("--max-restarts", "1"))
-    for a, b in zip(whole, again, strict=True):
-        assert b == pytest.approx(a, abs=1e-5)
+    assert again == whole, "bit for bit"
 
 
 def test_a_process_that_dies_ends_the_job_with_an_error_soon(tmp_path: Path) -> None:
@@ -116,6 +116,127 @@ def test_a_process_that_dies_ends_the_job_with_an_error_soon(tmp_path: Path) -> 
     assert time.monotonic() - started < 60
     assert process.returncode != 0
     assert f"exitcode  : -{signal.SIGKILL.value}" in output
+
+
+# Runs long enough to be stopped: the processes ask each other every fifty batches.
+LONG = """
+import os, sys, time
+from pathlib import Path
+from cifarnets import Trainer, create, seed_everything
+from cifarnets.datasets import BatchLoader, SyntheticCIFAR10
+from cifarnets.training import Callback, Checkpoint
+
+out, epochs = Path(sys.argv[1]), int(sys.argv[2])
+
+class Say(Callback):
+    every_process = True
+    def on_batch_end(self, trainer):
+        if trainer.batches_done == 3:
+            (out / f"pid-{trainer.world.rank}").write_text(str(os.getpid()))
+
+out.mkdir(exist_ok=True)
+seed_everything(0)
+loader = BatchLoader(SyntheticCIFAR10(size=1200), 8, shuffle=True)
+trainer = Trainer(create("convnet"), lr=0.05, callbacks=[Say(), Checkpoint(out)], progress=False)
+try:
+    history = trainer.fit(loader, epochs=epochs, resume=out)
+except SystemExit as end:
+    (out / f"status-{trainer.world.rank}").write_text(str(end.code))
+    raise
+if trainer.world.is_main:
+    (out / "losses").write_text(str(history.column("loss")))
+"""
+
+
+@pytest.mark.parametrize("to", ["one", "both"])
+def test_sigterm_to_one_process_or_to_both_ends_both_cleanly(tmp_path: Path, to: str) -> None:
+    script, folder = tmp_path / "long.py", tmp_path / "out"
+    script.write_text(LONG)
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+
+    def start(epochs: int) -> "subprocess.Popen[str]":
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        return subprocess.Popen(
+            [*words, str(folder), str(epochs)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    process = start(1000)
+    notes = [folder / "pid-0", folder / "pid-1"]
+    while process.poll() is None and not all(note.exists() and note.read_text() for note in notes):
+        time.sleep(0.05)
+    for note in notes if to == "both" else notes[1:]:
+        os.kill(int(note.read_text()), signal.SIGTERM)
+    output, _ = process.communicate(timeout=240)
+    assert [(folder / f"status-{rank}").read_text() for rank in (0, 1)] == ["143", "143"], output
+    assert "[rank" not in output, "no process ends with a traceback"
+    assert "SIGABRT" not in output
+    assert output.count("stopping after this batch") <= 1, "one process talks"
+    state = read_state(folder / "checkpoint.safetensors")
+    assert state["progress"]["batch"] or state["progress"]["epoch"]
+    assert len(state["rng"]) == 2, "the state of both was saved"
+
+
+UNEQUAL = """
+import os, sys
+import torch
+from cifarnets import Trainer, create
+from cifarnets.datasets import BatchLoader, SyntheticCIFAR10
+from torch.utils.data import DataLoader
+
+rank, kind = int(os.environ["RANK"]), sys.argv[1]
+data = SyntheticCIFAR10(size=100)
+if kind == "number":
+    loader = BatchLoader(data.select(range(70 if rank else 100)), 10)
+elif kind == "size":
+    loader = DataLoader(data, 10 if rank else 20)
+elif kind == "list":
+    loader = list(BatchLoader(data, 10))[: 7 if rank else 10]
+elif kind == "stream":
+    batches = list(BatchLoader(data, 10))[: 7 if rank else 10]
+    class Stream:
+        def __iter__(self):
+            return iter(batches)
+    loader = Stream()
+elif kind == "sizes":
+    loader = list(BatchLoader(data, 5 if rank else 10))[:5]
+else:
+    val = BatchLoader(data.select(range(50 if rank else 60)), 10)
+    Trainer(create("convnet"), progress=False).fit(BatchLoader(data, 10), val, epochs=1)
+Trainer(create("convnet"), progress=False).fit(loader, epochs=1)
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("number", "every process needs the same loader, and process 1 has batches 7, not 10; images 70, not 100 as"),
+        ("size", "every process needs the same loader, and process 1 has batches 10, not 5; batch_size 10, not 20 as"),
+        ("list", "every process needs the same loader, and process 1 has batches 7, not 10 as process 0."),
+        ("sizes", "epoch 1, batch 1: every process needs the same batches, and theirs have [10, 5] images"),
+        ("stream", "epoch 1, batch 8: every process needs the same batches, and theirs have [10, None] images"),
+        ("validation", "every process needs the same loader, and process 1 has batches 5, not 6; images 50, not 60 as"),
+    ],
+)
+def test_unequal_batches_are_refused_in_every_process(tmp_path: Path, kind: str, message: str) -> None:
+    script = tmp_path / "unequal.py"
+    script.write_text(UNEQUAL)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*launcher, str(script), kind],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert f"InputError: {message}" in done.stderr
+    assert "SIGABRT" not in done.stderr
+    assert "exitcode  : 1 " in done.stderr
 
 
 @pytest.mark.cifar10
@@ -177,10 +298,10 @@ class TestOneProcess:
         subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
 
 
-class TestShare:
+class TestShards:
     """Which images are whose."""
 
-    def test_shares_of_any_loader_are_disjoint_and_whole(self, synthetic3: ImageDataset) -> None:
+    def test_the_shards_of_any_loader_are_disjoint_and_complete(self, synthetic3: ImageDataset) -> None:
         loaders = [
             BatchLoader(synthetic3, 47, shuffle=True, device="cpu", seed=1),
             list(BatchLoader(synthetic3, 47, device="cpu")),
@@ -201,7 +322,7 @@ class TestShare:
                 sorted(torch.cat([x for x, _ in loaders[1]]).sum((1, 2, 3)).tolist()), abs=1e-3
             )
 
-    def test_a_distributed_sampler_has_shared_already(self, synthetic3: ImageDataset) -> None:
+    def test_a_distributed_sampler_has_sharded_already(self, synthetic3: ImageDataset) -> None:
         sampler: Any = DistributedSampler(synthetic3, num_replicas=2, rank=1, shuffle=False)
         loader = DataLoader(synthetic3, 50, sampler=sampler)
         for images, labels, whole in EpochFeed(loader, World(1, 2)).shards():

@@ -1,5 +1,6 @@
 """The hooks of a fit, and the callbacks that change it: averaged weights, early stopping."""
 
+import copy
 import functools
 import math
 from collections.abc import Iterable
@@ -206,6 +207,12 @@ class Best:
                 "part of the training set with train_val_split, or say allow_test=True."
             )
 
+    def at(self, best: float) -> "Best":
+        """The same rule with another best figure."""
+        other = copy.copy(self)
+        other.best = best
+        return other
+
     def check_state(self, state: dict[str, Any], user: str) -> None:
         """Refuse a best figure that is no number."""
         best = state.get("best")
@@ -286,5 +293,5 @@ class EarlyStopping(Callback):
         return {"waited": self.waited, "best": self._best.best}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.waited, self._best.best = state["waited"], state["best"]
+        self.waited, self._best = state["waited"], self._best.at(state["best"])
         self._resumed = True

@@ -92,7 +92,7 @@ class Checkpoint(Callback):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if self._best and state:
-            self._best.best = state["best"]
+            self._best = self._best.at(state["best"])
 
     def _write_state(self, trainer: "Trainer") -> None:
         # Losses on a GPU are read only now and then, and a NaN must not replace the last good state.

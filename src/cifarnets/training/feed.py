@@ -12,7 +12,7 @@ from cifarnets.errors import InputError
 from cifarnets.inference import Batches, as_batch, batch_context
 from cifarnets.seeding import ON_CPU, restore_rng, rng_state
 from cifarnets.training.distributed import World
-from cifarnets.training.resume import check_rng
+from cifarnets.training.resume import check_plain_values, check_rng, differences
 
 NO_BATCH = "the loader gave no batch{}; a generator can be gone through only once: pass a list."
 
@@ -61,7 +61,7 @@ class EpochFeed:
             set_epoch(number)
         batches = self.shards()
         if self.world.size > 1 and None in (self.batches, self.settings()["batch_size"], self.settings()["images"]):
-            batches = self._in_step(batches)
+            batches = self._in_step(batches, number)
         if resume_rng is not None and skip:
             for _ in range(skip):
                 next(batches)
@@ -93,15 +93,15 @@ class EpochFeed:
             del value
             yield batch
 
-    def _in_step(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+    def _in_step(self, batches: Iterator[Batch], epoch: int) -> Iterator[Batch]:
         """Refuse batches of other sizes in other processes, where no length of the loader could show it before."""
         for number in itertools.count(1):
             batch = next(batches, None)
             sizes = self.world.gather(batch and batch.size)
             if len(set(sizes)) > 1:
                 raise InputError(
-                    f"batch {number}: every process needs the same batches, and theirs have {sizes} images (None: no "
-                    "batch is left)."
+                    f"epoch {epoch + 1}, batch {number}: every process needs the same batches, and theirs have {sizes} "
+                    "images (None: no batch is left)."
                 )
             if batch is None:
                 return
@@ -173,6 +173,8 @@ class EpochFeed:
         kinds = [(point["loader"] is None, [part is None for part in point["generators"]]) for point in (start, here)]
         if kinds[0] != kinds[1]:
             raise InputError("the checkpoint is of a fit on another kind of loader, which keeps its order elsewhere.")
+        if isinstance(here["loader"], dict):
+            check_plain_values("the loader", start["loader"], here["loader"])
         try:
             restore_rng(own_rng)
             self.rewind(start)
@@ -187,13 +189,12 @@ class EpochFeed:
         Raises:
             InputError: They do; every process raises it.
         """
-        for rank, theirs in enumerate(found := self.world.gather({"batches": self.batches, **self.settings()})):
-            if different := [
-                f"{key} {value!r}, not {theirs[key]!r}" for key, value in found[0].items() if value != theirs[key]
-            ]:
+        first, *others = self.world.gather({"batches": self.batches, **self.settings()})
+        for rank, theirs in enumerate(others, 1):
+            if theirs != first:
                 raise InputError(
-                    f"every process needs the same loader, and that of process 0 has {'; '.join(different)} as process "
-                    f"{rank} has."
+                    f"every process needs the same loader, and process {rank} has "
+                    f"{'; '.join(differences(theirs, first))} as process 0."
                 )
 
     def settings(self) -> dict[str, Any]:

@@ -138,7 +138,11 @@ def differences(saved: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
         >>> differences({"lr": [0.1], "optimizer": "SGD"}, {"lr": [0.5], "optimizer": "SGD"})
         ['lr [0.1], not [0.5]']
     """
-    return [f"{key} {saved[key]!r}, not {own[key]!r}" for key in own if key in saved and saved[key] != own[key]]
+    return [
+        f"{key} {shorten(saved[key])}, not {shorten(own[key])}"
+        for key in own
+        if key in saved and not _equal(saved[key], own[key])
+    ]
 
 
 def _check_progress(saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:
@@ -198,7 +202,7 @@ def _check_groups(saved: Any, own: Mapping[str, Any]) -> None:
     _require(isinstance(saved, Mapping) and {"state", "param_groups"} <= saved.keys(), "optimizer is incomplete")
     theirs, ours = saved["param_groups"], own["param_groups"]
     _require(_is_list(theirs) and all(isinstance(group, dict) for group in theirs), "param_groups is not a list")
-    if [group.get("params") for group in theirs] != [group["params"] for group in ours]:
+    if not _equal([group.get("params") for group in theirs], [group["params"] for group in ours]):
         raise InputError("the checkpoint is of an optimizer with a different number of parameter groups, or of others.")
     for number, (group, mine) in enumerate(zip(theirs, ours, strict=True)):
         missing = sorted(mine.keys() - _NOT_COMPARED - group.keys())
@@ -292,6 +296,18 @@ def check_rng(saved: Any) -> None:
     )
 
 
+def check_plain_values(place: str, saved: Any, own: Mapping[str, Any]) -> None:
+    """Refuse a state whose numbers and texts have other types; what else is in it only its owner can judge.
+
+    Raises:
+        InputError: It is no dict, or a value has another type.
+    """
+    _require(isinstance(saved, dict), f"the state of {place} is not a dict")
+    for key in own.keys() & saved.keys():
+        if isinstance(own[key], (bool, int, float, str)):
+            _check_alike(f"{key} of {place}", saved[key], own[key])
+
+
 @contextlib.contextmanager
 def _as_damage(what: str) -> Iterator[None]:
     """Raise whatever comes from a trial of a saved state as an `InputError`."""
@@ -321,6 +337,13 @@ def _check_alike(place: str, saved: Any, own: Any) -> None:
         _require(_is_list(saved) and len(saved) == len(own), f"{place} has not {len(own)} parts")
         for number, value in enumerate(own):
             _check_alike(f"{place}, {number}", saved[number], value)
+
+
+def _equal(saved: Any, own: Any) -> bool:
+    try:
+        return bool(saved == own)
+    except Exception:  # a tensor, or a nesting that is too deep
+        return False
 
 
 def _same(saved: Any, own: Any) -> bool:
