@@ -8,7 +8,7 @@ import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from cifarnets.errors import InputError
+from cifarnets.errors import InputError, brief
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -37,7 +37,7 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
                 bound.arguments[name] = value = _plain(value)
                 if not allows(hint, value):
                     owner = function.__qualname__.removesuffix(".__init__")
-                    raise InputError(f"{name} of {owner} must be {describe(hint)}, not {short(value)}.")
+                    raise InputError(f"{name} of {owner} must be {describe(hint)}, not {_shown(value)}.")
         return function(*bound.args, **bound.kwargs)
 
     return door
@@ -89,15 +89,11 @@ def describe(hint: Any) -> str:
     return words_of.get(kind, "path" if kind is os.PathLike else getattr(kind, "__name__", str(kind)))
 
 
-def short(value: object, limit: int = 200) -> str:
-    """Write a value out for a message: on one line, cut short, even where its own `repr` fails."""
+def _shown(value: Any) -> str:
+    """A value in a message, on one line: tensors and arrays by dtype and shape."""
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         return f"{type(value).__name__} of {value.dtype} {list(value.shape)}"
-    try:
-        text = " ".join(repr(value).split())
-    except Exception:  # such as a whole number of thousands of digits, or a deep nesting
-        text = f"a {type(value).__name__}"
-    return text if len(text) <= limit else f"{text[:limit]}…"
+    return " ".join(brief(value).split())
 
 
 def _plain(value: Any) -> Any:

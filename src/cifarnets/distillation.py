@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cifarnets._checked import checked
 from cifarnets._device import resolve_device
 from cifarnets.datasets import BatchLoader
 from cifarnets.datasets.images import ImageDataset
@@ -17,6 +18,7 @@ from cifarnets.models.metadata import get_meta
 __all__ = ["soft_labels"]
 
 
+@checked
 def soft_labels(
     dataset: ImageDataset,
     teacher: nn.Module | str | os.PathLike[str],

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeAlias, overload
 import torch
 from torch import Tensor, nn
 
+from cifarnets._checked import checked
 from cifarnets._device import resolve_device
 from cifarnets.datasets.images import normalize
 from cifarnets.datasets.pictures import FORMATS, SIZE, Picture, to_picture, to_pictures
@@ -28,6 +29,7 @@ _WHITE = torch.full((1, 1, 1), 255, dtype=torch.float32, device="cpu")
 """A tensor, so that the quotient of uint8 is float32, whatever the default dtype is."""
 
 
+@checked
 def predict(
     model: nn.Module,
     images: "Picture | Iterable[Picture]",
@@ -106,6 +108,7 @@ def predict(
 
 
 @overload
+@checked
 def features(
     model: nn.Module,
     images: "Picture | Iterable[Picture]",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from cifarnets._checked import checked
 from cifarnets._device import resolve_device
 from cifarnets.datasets import EVAL_BATCH_SIZE, BatchLoader, dataset_for, find_cifar10, normalize
 from cifarnets.datasets.files import FOLDER
@@ -44,6 +45,7 @@ class Check:
     detail: str
 
 
+@checked
 def verify(
     names: str | Sequence[str] = (), root: str | os.PathLike[str] | None = None, *, device: str | torch.device = "cpu"
 ) -> list[Check]:

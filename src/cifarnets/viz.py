@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from cifarnets._checked import checked
 from cifarnets._figures import new_figure, save_figure
 from cifarnets.datasets.images import denormalize
 from cifarnets.errors import InputError
@@ -24,6 +25,7 @@ MOST_KERNELS = 512
 """Pictures of one figure; matplotlib takes seconds for this many."""
 
 
+@checked
 def show(
     images: "Picture | Sequence[Picture]",
     titles: str | Sequence[str] = (),
@@ -64,6 +66,7 @@ def show(
     return _grid(pictures, [titles] if isinstance(titles, str) else titles, path)
 
 
+@checked
 def show_maps(maps: Tensor, *, path: str | os.PathLike[str] | None = None) -> "Figure":
     """Show the feature maps of one image: each channel of a layer's output as a picture (article, step 14).
 
@@ -95,6 +98,7 @@ def show_maps(maps: Tensor, *, path: str | os.PathLike[str] | None = None) -> "F
     return _grid(list(maps), [str(channel) for channel in range(len(maps))], path, stretch=True)
 
 
+@checked
 def show_kernels(weight: Tensor, *, path: str | os.PathLike[str] | None = None) -> "Figure":
     """Show the kernels of a convolution as pictures: what each output channel looks for.
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from cifarnets._checked import checked
 from cifarnets._files import open_regular
 from cifarnets.datasets.files import FOLDER, TEST_FILES, TRAIN_FILES, check_md5, data_root, is_complete
 from cifarnets.datasets.images import ARTICLE_MEAN, ARTICLE_STD, ImageDataset, View
@@ -47,6 +48,7 @@ class CIFAR10Normalized(ImageDataset):
         DownloadError: `download` is true and no source delivered the files.
     """
 
+    @checked
     def __init__(
         self,
         root: str | os.PathLike[str] | None = None,

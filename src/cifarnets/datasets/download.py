@@ -18,6 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
+from cifarnets._checked import checked
 from cifarnets._files import write_atomic
 from cifarnets.datasets.files import FOLDER, META_FILES, TEST_FILES, TRAIN_FILES, check_md5, data_root, is_complete
 from cifarnets.errors import DataCorruptError, DownloadError, InputError, OutputError
@@ -51,6 +52,7 @@ class _TooSlowError(Exception):
     """A source that delivers, but too slowly; its argument is the speed in bytes per second."""
 
 
+@checked
 def download_cifar10(
     root: str | os.PathLike[str] | None = None, *, sources: Sequence[str] = SOURCES, time_limit: float | None = None
 ) -> Path:

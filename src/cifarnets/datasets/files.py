@@ -4,6 +4,7 @@ import hashlib
 import os
 from pathlib import Path
 
+from cifarnets._checked import checked
 from cifarnets._files import as_path
 from cifarnets.errors import DataCorruptError
 
@@ -43,6 +44,7 @@ def is_complete(root: Path) -> bool:
     return all((root / FOLDER / name).is_file() for name in TRAIN_FILES | TEST_FILES)
 
 
+@checked
 def find_cifar10(root: str | os.PathLike[str] | None = None) -> Path | None:
     """The folder that holds CIFAR-10, if it is there.
 

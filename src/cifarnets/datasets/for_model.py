@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+from cifarnets._checked import checked
 from cifarnets.datasets.cifar10 import CIFAR10Normalized
 from cifarnets.datasets.images import ARTICLE_MEAN, ARTICLE_STD, ImageDataset
 from cifarnets.datasets.subset import cifar_subset
@@ -29,6 +30,7 @@ class TrainedOn(Protocol):
         """Per channel; None for the article's constants."""
 
 
+@checked
 def dataset_for(
     meta: TrainedOn, root: str | os.PathLike[str] | None = None, train: bool = False, *, download: bool = False
 ) -> ImageDataset:

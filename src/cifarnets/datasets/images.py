@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, Subset
 
+from cifarnets._checked import checked
 from cifarnets.errors import InputError
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class ImageDataset(Dataset[tuple[Any, int]]):
         InputError: Shapes, lengths, labels, class names or constants do not fit together.
     """
 
+    @checked
     def __init__(
         self,
         images: Tensor,
@@ -111,6 +113,7 @@ class ImageDataset(Dataset[tuple[Any, int]]):
             return (0.0,) * len(self.mean), (1.0,) * len(self.std)
         return None
 
+    @checked
     def select(
         self,
         indices: Tensor | Sequence[int] | Sequence[bool],
@@ -184,6 +187,7 @@ def to_unit(images: Tensor) -> Tensor:
     return images.to(torch.float32) / 255
 
 
+@checked
 def normalize(images: Tensor, mean: Sequence[float] = ARTICLE_MEAN, std: Sequence[float] = ARTICLE_STD) -> Tensor:
     """Compute `(v - mean[c]) / std[c]` (article, step 7).
 
@@ -214,6 +218,7 @@ def normalize(images: Tensor, mean: Sequence[float] = ARTICLE_MEAN, std: Sequenc
     return unit.sub_(center).div_(spread)
 
 
+@checked
 def denormalize(images: Tensor, mean: Sequence[float] = ARTICLE_MEAN, std: Sequence[float] = ARTICLE_STD) -> Tensor:
     """Undo `normalize`: back to 0..1, clipped there, ready to be shown.
 
@@ -247,6 +252,7 @@ def to_pil(image: Tensor) -> "PIL.Image.Image":
     return Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)
 
 
+@checked
 def channel_stats(dataset: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Compute the exact mean and standard deviation of each channel, over all pixels (article, steps 5-6).
 

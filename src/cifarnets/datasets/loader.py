@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cifarnets._batch import Batch
+from cifarnets._checked import checked
 from cifarnets._device import resolve_device
 from cifarnets.datasets.augment import Augment, Augmenter
 from cifarnets.datasets.images import ImageDataset, as_image_dataset
@@ -60,6 +61,7 @@ class BatchLoader:
             one label for each image.
     """
 
+    @checked
     def __init__(
         self,
         dataset: Any,

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from cifarnets._checked import checked
 from cifarnets.datasets.images import ImageDataset, as_image_dataset
 from cifarnets.errors import InputError, UnknownNameError, unknown_name
 from cifarnets.seeding import generator
@@ -28,6 +29,7 @@ ALSO_CALLED = {
 """Other words for the classes of CIFAR-10, for which spelling alone would suggest the wrong one ('car', 'cat')."""
 
 
+@checked
 def cifar_subset(dataset: Any, classes: Sequence[str | int]) -> ImageDataset:
     """The images of some classes, relabelled 0, 1, 2 … in the order given (article, step 19).
 
@@ -71,6 +73,7 @@ def cifar_subset(dataset: Any, classes: Sequence[str | int]) -> ImageDataset:
     return source.select(kept, labels=labels[kept], classes=[source.classes[label] for label in chosen])
 
 
+@checked
 def train_val_split(dataset: Any, val: float = 5000, seed: int = 0) -> tuple[ImageDataset, ImageDataset]:
     """Hold out training images to choose on, so that the test set never has to serve for that (stratified by class).
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cifarnets._checked import checked
 from cifarnets.datasets.images import ARTICLE_MEAN, ARTICLE_STD, ImageDataset, View
 from cifarnets.errors import InputError
 from cifarnets.seeding import generator
@@ -40,6 +41,7 @@ class SyntheticCIFAR10(ImageDataset):
         InputError: `size` is below 1, or an argument is of a wrong kind.
     """
 
+    @checked
     def __init__(
         self,
         train: bool = True,

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 
 from torch.nn.parameter import UninitializedParameter
 
+from cifarnets._checked import checked
 from cifarnets.errors import InputError
 from cifarnets.models.profile import summary
 from cifarnets.models.registry import model_class, registered, skeleton, unknown_model
@@ -80,6 +81,7 @@ class ModelInfo:
         return {**facts, "macs": self.macs, "release": release}
 
 
+@checked
 def list_models(
     pattern: str = "*",
     *,
@@ -137,6 +139,7 @@ def list_models(
     return [name for _, name in sorted(found)]
 
 
+@checked
 def info(name: str) -> ModelInfo:
     """Facts about a model or about released weights, without building the model in memory.
 

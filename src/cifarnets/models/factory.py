@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from cifarnets._checked import checked
 from cifarnets.errors import InputError
 from cifarnets.models.classifier import Classifier, checked_count
 from cifarnets.models.metadata import get_meta
@@ -17,6 +18,7 @@ from cifarnets.weights.index import releases
 _LOG = logging.getLogger("cifarnets")
 
 
+@checked
 def create(
     name: str,
     *,

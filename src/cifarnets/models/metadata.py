@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.utils.data import Subset
 
+from cifarnets._checked import checked
 from cifarnets.errors import InputError
 
 
@@ -76,6 +77,7 @@ def get_meta(model: nn.Module) -> ModelMeta | None:
     return found if isinstance(found, ModelMeta) else None
 
 
+@checked
 def annotate(
     model: nn.Module,
     *,

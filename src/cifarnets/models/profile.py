@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from cifarnets._checked import checked
 from cifarnets.models.metadata import get_meta, unwrap
 
 
@@ -68,6 +69,7 @@ class Summary:
         return "\n".join(line.rstrip() for line in lines)
 
 
+@checked
 def summary(model: nn.Module, size: int = 32) -> Summary:
     """Count the parameters and multiply-adds of each layer, with one blank image.
 

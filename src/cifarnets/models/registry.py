@@ -9,13 +9,15 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from cifarnets.errors import CifarNetsError, InputError, UnknownNameError, unknown_name
+from cifarnets._checked import checked
+from cifarnets.errors import CifarNetsError, InputError, brief, UnknownNameError, unknown_name
 from cifarnets.models.metadata import ModelMeta
 
 Class = TypeVar("Class", bound=type[nn.Module])
 _MODELS: dict[str, type[nn.Module]] = {}
 
 
+@checked
 def register(name: str) -> Callable[[Class], Class]:
     """Class decorator that makes a `torch.nn.Module` known to `create`, `list_models` and `load`.
 
@@ -62,10 +64,21 @@ def register(name: str) -> Callable[[Class], Class]:
                 f"give {', '.join(needed)} of {cls.__qualname__} a default, so that create({name!r}) works."
             )
 
+        is_ours = cls.__module__.startswith("cifarnets.")  # others' hints may be looser than what they take
+        construct: Any = checked(initialise) if is_ours else initialise
+
         @functools.wraps(initialise)
         def remember(self: nn.Module, *args: Any, **kwargs: Any) -> None:
-            initialise(self, *args, **kwargs)
             bound = signature.bind(self, *args, **kwargs)
+            try:
+                construct(self, *args, **kwargs)
+            except CifarNetsError:
+                raise
+            except Exception as error:  # of torch's, for a value that no layer takes
+                if not is_ours:
+                    raise
+                given = brief(dict(list(bound.arguments.items())[1:]))
+                raise InputError(f"{cls.__qualname__} cannot be built from {given}: {error}.") from error
             bound.apply_defaults()
             _, *arguments = bound.arguments.items()
             config = {key: tuple(value) if isinstance(value, list) else value for key, value in arguments}

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from cifarnets._checked import checked
 from cifarnets._files import as_path
 from cifarnets.errors import InputError, UnknownNameError, WeightsError, brief, unknown_name
 from cifarnets.models.metadata import ModelMeta, annotate, get_meta, unwrap
@@ -26,6 +27,7 @@ _COMPUTING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 """The dtypes that a model can compute in."""
 
 
+@checked
 def save(model: nn.Module, path: str | os.PathLike[str], *, half: bool = False) -> Path:
     """Write a model into one safetensors file, which is all that `load` needs.
 
@@ -108,6 +110,7 @@ def _how_to_undo(names: Iterable[str]) -> str:
     return ""
 
 
+@checked
 def load(source: str | os.PathLike[str]) -> nn.Module:
     """Load a model from a weight file, on the CPU and in eval mode.
 

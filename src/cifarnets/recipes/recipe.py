@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cifarnets._checked import checked
 from cifarnets._fields import fits, hints_of, name_of
 from cifarnets.datasets import Augment, CIFAR10Normalized, SyntheticCIFAR10, cifar_subset
 from cifarnets.datasets.images import ImageDataset
@@ -193,6 +194,7 @@ class Recipe:
         return cifar_subset(dataset, self.classes) if self.classes else dataset
 
 
+@checked
 def list_recipes(pattern: str = "*") -> list[str]:
     """List the recipes that come with the library and match a shell pattern, sorted.
 
@@ -205,6 +207,7 @@ def list_recipes(pattern: str = "*") -> list[str]:
     return sorted(name for name in names if fnmatchcase(name, pattern))
 
 
+@checked
 def load_recipe(name: str | os.PathLike[str]) -> Recipe:
     """Load a recipe of the library, or a TOML file whose keys are the fields of `Recipe`.
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from cifarnets._checked import checked
 from cifarnets._device import resolve_device
 from cifarnets._files import write_atomic
 from cifarnets._runtime import machine
@@ -83,6 +84,7 @@ class Run:
     interrupted: bool
 
 
+@checked
 def reproduce(name: str, seed: int = 0, folder: str | os.PathLike[str] | None = None, **options: Any) -> Run:
     """Train a recipe of the library, as the released weights were trained.
 
@@ -103,6 +105,7 @@ def reproduce(name: str, seed: int = 0, folder: str | os.PathLike[str] | None = 
     return run_recipe(recipe, folder or Path("runs") / f"{recipe_name(name)}-seed{seed}", **{"resume": True, **options})
 
 
+@checked
 def run_recipe(
     recipe: Recipe | None,
     folder: str | os.PathLike[str],

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
+from cifarnets._checked import checked
 from cifarnets.errors import CallbackError, CifarNetsError, InputError, shorten
 
 if TYPE_CHECKING:
@@ -123,6 +124,7 @@ class EMA(Callback):
 
     every_process = True
 
+    @checked
     def __init__(self, decay: float | None = 0.999, start_epoch: int = 0) -> None:
         if decay is not None and not 0 <= decay < 1:
             raise InputError(f"decay must be at least 0 and below 1, or None for the plain mean, not {decay}.")
@@ -259,6 +261,7 @@ class EarlyStopping(Callback):
 
     every_process = True  # all processes see the same figures, so they stop together
 
+    @checked
     def __init__(
         self, monitor: Monitor = "val_loss", patience: int = 5, min_delta: float = 0.0, *, allow_test: bool = False
     ) -> None:

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cifarnets._checked import checked
 from cifarnets._files import clear_leftovers
 from cifarnets.errors import InputError
 from cifarnets.models.storage import save, why_not_loadable
@@ -43,6 +44,7 @@ class Checkpoint(Callback):
 
     every_process = True  # every process contributes its state; one writes
 
+    @checked
     def __init__(
         self,
         folder: str | os.PathLike[str],

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cifarnets._checked import checked
 from cifarnets._figures import new_figure, save_figure
 from cifarnets._files import write_atomic
 from cifarnets.errors import InputError
@@ -28,6 +29,7 @@ class History(list[dict[str, Any]]):
         1.25
     """
 
+    @checked
     def column(self, key: str) -> list[Any]:
         """Return one figure of every epoch; None for an epoch that does not have it.
 
@@ -38,6 +40,7 @@ class History(list[dict[str, Any]]):
         """
         return [row.get(key) for row in self]
 
+    @checked
     def to_csv(self, path: str | os.PathLike[str]) -> Path:
         """Write all epochs to a CSV file. The file is replaced in one step, so it is never half written.
 
@@ -58,6 +61,7 @@ class History(list[dict[str, Any]]):
         writer.writerows(self)
         return write_atomic(path, text.getvalue())
 
+    @checked
     def to_jsonl(self, path: str | os.PathLike[str]) -> Path:
         """Write all epochs to a file of JSON lines. The file is replaced in one step, so it is never half written.
 
@@ -72,6 +76,7 @@ class History(list[dict[str, Any]]):
         """
         return write_atomic(path, "".join(json.dumps(row) + "\n" for row in self))
 
+    @checked
     def plot(self, path: str | os.PathLike[str] | None = None) -> "Figure":
         """Plot loss and accuracy of training and validation over the epochs. This needs the extra `plots`.
 

@@ -10,6 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cifarnets._checked import checked
 from cifarnets.errors import MissingExtraError, OutputError
 from cifarnets.training.callbacks import Callback
 from cifarnets.training.history import History
@@ -42,6 +43,7 @@ class ProgressBar(Callback):
         every: Seconds between two looks at the loss, so that a GPU need not wait for each batch.
     """
 
+    @checked
     def __init__(self, show: bool | None = None, every: float = 0.2) -> None:
         self.show = show
         self.every = every
@@ -185,6 +187,7 @@ class ArticleLog(Callback):
         every: Epochs from one line to the next.
     """
 
+    @checked
     def __init__(self, every: int = 10) -> None:
         self.every = every
 
@@ -202,6 +205,7 @@ class ArticleLog(Callback):
 class _FileLog(Callback):
     """Writes the history to a file after every epoch; if that fails, again after the next, and at the end."""
 
+    @checked
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self._behind = False
@@ -279,6 +283,7 @@ class TensorBoardLog(Callback):
         MissingExtraError: tensorboard is not installed.
     """
 
+    @checked
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
         self._writer: Any = None

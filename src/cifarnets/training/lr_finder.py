@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from cifarnets._checked import checked
 from cifarnets._figures import new_figure, save_figure
 from cifarnets.errors import DivergedError, InputError
 from cifarnets.inference import Batches
@@ -62,6 +63,7 @@ class LRSearch:
         return save_figure(figure, path)
 
 
+@checked
 def find_lr(trainer: "Trainer", loader: Batches, low: float = 1e-5, high: float = 1.0, steps: int = 100) -> LRSearch:
     """Train on some batches with a rising learning rate, record the loss, and restore the trainer.
 

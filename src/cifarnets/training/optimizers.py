@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from cifarnets._checked import checked
 from cifarnets.errors import InputError, unknown_name
 from cifarnets.models.metadata import unwrap
 from cifarnets.training.muon import ConvMuon
@@ -30,6 +31,7 @@ def optimizer_names() -> dict[str, type[torch.optim.Optimizer]]:
     return {cls.__name__.lower(): cls for cls in [*chosen, ConvMuon]}
 
 
+@checked
 def make_optimizer(
     model: nn.Module,
     optimizer: OptimizerLike = "sgd",

@@ -8,6 +8,7 @@ from typing import Any
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR, StepLR
 
+from cifarnets._checked import checked
 from cifarnets.errors import InputError, unknown_name
 
 ScheduleLike = str | Callable[[Optimizer], LRScheduler] | None
@@ -129,6 +130,7 @@ SCHEDULES: dict[str, Callable[..., LRScheduler]] = {
 }
 
 
+@checked
 def make_schedule(
     optimizer: Optimizer, schedule: ScheduleLike, steps: int | None, options: Mapping[str, Any] | None = None
 ) -> LRScheduler:

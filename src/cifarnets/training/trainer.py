@@ -16,6 +16,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from cifarnets._batch import Batch
+from cifarnets._checked import checked
 from cifarnets._device import resolve_device
 from cifarnets._runtime import kept_memory
 from cifarnets.errors import CifarNetsError, DivergedError, InputError, shorten
@@ -105,6 +106,7 @@ class Trainer:
         world: The processes that train together; `world.is_main` in the one that writes.
     """
 
+    @checked
     def __init__(
         self,
         model: nn.Module,
@@ -175,6 +177,7 @@ class Trainer:
         """What the present fit learns from."""
         return self.feed.loader
 
+    @checked
     def plan(self, loader: Batches, val_loader: Batches | None = None, epochs: int = 20) -> None:
         """Prepare a fit and refuse what it could not do, before it takes any time; `fit` does this itself.
 
@@ -208,6 +211,7 @@ class Trainer:
             if isinstance(self.schedule, ReduceLROnPlateau) and val_loader is None:
                 raise InputError("ReduceLROnPlateau follows val_loss: pass val_loader to fit.")
 
+    @checked
     def fit(
         self,
         loader: Batches,
@@ -338,6 +342,7 @@ class Trainer:
             "callbacks": [(type(callback).__name__, callback.state_dict()) for callback in self.callbacks],
         }
 
+    @checked
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over the state of the same fit, so that the next epoch is the one that it was taken in.
 
