@@ -168,7 +168,7 @@ class TestRefuses:
             predict(Spy(0, 1), drawn(), classes=("a", "b", "c"), **UNIT)
 
     def test_answers_that_are_no_numbers(self) -> None:
-        with pytest.raises(InputError, match="the model answers NaN or infinity for 1 of 1 images"):
+        with pytest.raises(InputError, match="the model gives NaN or infinity for 1 of 1 images"):
             predict(Spy(0, float("nan")), drawn(), **UNIT)
 
 
@@ -220,7 +220,7 @@ def test_features_of_every_family(name: str, layer: str | None, shape: tuple[int
 def test_many_pictures_go_through_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     model, pictures = load("convnet.cifar3"), torch.rand(7, 3, 32, 32)
     whole = predict(model, pictures, topk=3), features(model, pictures, "conv1")
-    monkeypatch.setattr(prediction, "BATCH", 3)
+    monkeypatch.setattr(prediction, "BATCH_SIZE", 3)
     seen: list[int] = []
     model.conv1.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
     parts = predict(model, pictures, topk=3), features(model, pictures, "conv1")

@@ -53,7 +53,7 @@ def predict(
         >>> model = cifarnets.load("convnet")
         >>> grey = torch.full((3, 32, 32), 128, dtype=torch.uint8)
         >>> [name for name, probability in cifarnets.predict(model, grey, topk=2)]
-        ['frog', 'bird']
+        ['airplane', 'ship']
         >>> len(cifarnets.predict(model, [grey, grey]))
         2
         >>> cifarnets.predict(model, "cat.png", topk=3)  # doctest: +SKIP
@@ -174,10 +174,11 @@ def features(
     for name in names:
         if name is not None and (not isinstance(name, str) or name not in layers):
             raise unknown_name("layer", name, layers)
-    probes = {name: _Probe(_head(model) if name is None else layers[name], before=name is None) for name in names}
     inputs, single = Preprocessing.of(model, mean, std).prepare(images)
+    watched = {name: _head(model) if name is None else layers[name] for name in names}
     target = resolve_device(device)
     parts: dict[str | None, list[Tensor]] = {name: [] for name in names}
+    probes = {name: _Probe(module, before=name is None) for name, module in watched.items()}
     try:
         with eval_mode(model, target) as session:
             for part in _split(inputs):
@@ -270,22 +271,23 @@ class Preprocessing(NamedTuple):
         """
         check_model(model)
         meta = get_meta(model)
+        try:
+            mean = None if mean is None else tuple(map(float, mean))
+            std = None if std is None else tuple(map(float, std))
+        except (TypeError, ValueError):
+            raise InputError(
+                f"mean and std must be a number for each channel, such as (0.5, 0.5, 0.5), not {mean!r} and {std!r}."
+            ) from None
         if meta is not None:
             mean = meta.mean if mean is None else mean
             std = meta.std if std is None else std
             classes = meta.classes if classes is None else classes
         if mean is None or std is None:
             raise InputError(
-                "the model does not know how its images were normalised: train it with a Trainer on a dataset of "
+                "the model does not say how its images were normalised: train it with a Trainer on a dataset of "
                 "cifarnets, annotate it with cifarnets.models.annotate, or pass mean= and std=."
             )
         channels = meta.config.get("in_channels") if meta is not None else None
-        try:
-            mean, std = tuple(mean), tuple(std)
-        except TypeError:
-            raise InputError(
-                f"mean and std must be one number for each channel, such as (0.5, 0.5, 0.5), not {mean!r} and {std!r}."
-            ) from None
         if channels is not None and len(mean) != channels:
             raise InputError(f"{len(mean)} constants {mean} do not fit images of {channels} channels.")
         return cls(mean, std, (SIZE, SIZE), classes if isinstance(classes, tuple) else _class_names(classes))
@@ -321,13 +323,14 @@ class Preprocessing(NamedTuple):
             if isinstance(images, (str, os.PathLike)) and os.path.isdir(images):  # noqa: PTH112 (NUL is no error here)
                 images = find_pictures(images)
             pictures, single = to_pictures(images, shape[0], self.size)  # type: ignore[arg-type]
-            pictures = pictures.clone()  # may be the user's own
+            # A copy, since they may be the user's own; in one layout, so that a picture has one answer.
+            pictures = pictures.clone(memory_format=torch.contiguous_format)
         center, spread = _columns(self.mean, self.std)
         return pictures.sub_(center).div_(spread), single
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    return tensor.is_cpu and tensor.layout == torch.strided
+    return tensor.is_cpu and tensor.layout == torch.strided and tensor.is_contiguous()
 
 
 @functools.lru_cache(maxsize=64)
