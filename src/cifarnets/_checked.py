@@ -3,11 +3,11 @@
 import functools
 import inspect
 import numbers
-import os
 import types
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar, get_type_hints
 
+from cifarnets._fields import fits, name_of
 from cifarnets.errors import InputError, brief
 
 P = ParamSpec("P")
@@ -35,58 +35,12 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
             hint = hints[name]
             if hint is not Any:
                 bound.arguments[name] = value = _plain(value)
-                if not allows(hint, value):
+                if not fits(value, hint):
                     owner = function.__qualname__.removesuffix(".__init__")
-                    raise InputError(f"{name} of {owner} must be {describe(hint)}, not {_shown(value)}.")
+                    raise InputError(f"{name} of {owner} must be {name_of(hint)}, not {_shown(value)}.")
         return function(*bound.args, **bound.kwargs)
 
     return door
-
-
-def allows(hint: Any, value: Any) -> bool:
-    """Whether a type hint allows a value, as far as a quick look tells; True and False are no numbers."""
-    kind, parts = get_origin(hint) or hint, get_args(hint)
-    if hint is None or kind is type(None):
-        return value is None
-    if kind is Literal:
-        return isinstance(value, (str, int, float, type(None))) and value in parts
-    if kind in (Union, types.UnionType):
-        return any(allows(part, value) for part in parts)
-    if kind in (int, float):
-        return isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool)
-    if kind is tuple and parts and parts[-1] is not ...:
-        return isinstance(value, tuple) and len(value) == len(parts) and all(map(allows, parts, value))
-    if kind in (list, tuple, Sequence):
-        if isinstance(value, (str, bytes)) or not isinstance(value, Sequence if kind is Sequence else kind):
-            return False
-        return not parts or len(value) > 1000 or all(allows(parts[0], item) for item in value)
-    if kind is Mapping:
-        return isinstance(value, Mapping)
-    if kind is Iterable:
-        return hasattr(value, "__iter__") or hasattr(value, "__getitem__")
-    if kind is type:
-        return isinstance(value, type)
-    if kind is Callable:
-        return callable(value)
-    if kind is os.PathLike:
-        return hasattr(value, "__fspath__")
-    return isinstance(value, kind) if isinstance(kind, type) else True
-
-
-def describe(hint: Any) -> str:
-    """A type hint in words."""
-    kind, parts = get_origin(hint) or hint, get_args(hint)
-    if hint is None or kind is type(None):
-        return "None"
-    if kind is Literal:
-        return ", ".join(map(repr, parts[:-1])) + (" or " if parts[:-1] else "") + repr(parts[-1])
-    if kind in (Union, types.UnionType):
-        words = list(dict.fromkeys(describe(part) for part in parts))
-        return ", ".join(words[:-1]) + (" or " if words[:-1] else "") + words[-1]
-    if kind in (list, tuple, Sequence) and parts:
-        return f"a list of {describe(parts[0])}s"
-    words_of = {int: "whole number", float: "number", str: "text", bool: "True or False"}
-    return words_of.get(kind, "path" if kind is os.PathLike else getattr(kind, "__name__", str(kind)))
 
 
 def _shown(value: Any) -> str:

@@ -1,10 +1,14 @@
 """The fields of a dataclass: whether a value fits its type hint, what a word means, and what the docstring says."""
 
 import inspect
+import os
 import re
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+LONG = 1000
+"""Items of a list that are looked at one by one; a longer one is left to whom it is for."""
 
 
 def hints_of(cls: type) -> dict[str, Any]:
@@ -40,7 +44,9 @@ def kind_of(hint: Any) -> Any:
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Return whether a value of JSON or TOML is what a type hint asks for; True and False are no numbers.
+    """Return whether a value is what a type hint asks for; True and False are no numbers.
+
+    A tuple does for a list, and any sequence for another one but text; a hint that is no class allows everything.
 
     Examples:
         >>> fits(3, float | None), fits(True, int), fits(["cat"], list[str])
@@ -50,18 +56,24 @@ def fits(value: Any, hint: Any) -> bool:
     if kind is Any:
         return True
     if kind is Literal:
-        return value in parts
+        return isinstance(value, (str, int, float, type(None))) and value in parts
     if kind in (Union, types.UnionType):
         return any(fits(value, part) for part in parts)
     if kind in (list, tuple, Sequence):
-        return isinstance(value, (list, tuple)) and all(fits(item, parts[0]) for item in value)
+        if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
+            return False
+        return not parts or len(value) > LONG or all(fits(item, parts[0]) for item in value)
     if kind is Mapping:
         return isinstance(value, Mapping) and all(isinstance(key, str) for key in value)
     if kind is type(None) or hint is None:
         return value is None
     if kind in (int, float) and isinstance(value, bool):
         return False
-    return isinstance(value, (int, float) if kind is float else kind)
+    if kind is Iterable:
+        return getattr(value, "ndim", 1) > 0 and (hasattr(value, "__iter__") or hasattr(value, "__getitem__"))
+    if kind is Callable:
+        return callable(value)
+    return isinstance(value, (int, float) if kind is float else kind) if isinstance(kind, type) else True
 
 
 def from_text(text: str, hint: Any) -> Any:
@@ -99,8 +111,15 @@ def name_of(hint: Any) -> str:
     if kind in (Union, types.UnionType):
         return " or ".join(name_of(part) for part in parts)
     if kind in (list, tuple, Sequence):
-        return f"a list of {name_of(parts[0])}"
-    words = {int: "a whole number", float: "a number", str: "text", bool: "true or false", Mapping: "a table"}
+        return f"a list of {name_of(parts[0])}" if parts else "a list"
+    words: dict[Any, str] = {
+        int: "a whole number",
+        float: "a number",
+        str: "text",
+        bool: "true or false",
+        Mapping: "a table",
+    }
+    words |= {os.PathLike: "a path", Callable: "a function", Iterable: "a loader, or a list"}
     return "nothing" if kind in (type(None), None) else words.get(kind, getattr(kind, "__name__", str(kind)))
 
 

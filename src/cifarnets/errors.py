@@ -20,6 +20,9 @@ so `except FileNotFoundError` works too:
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+LONGEST = 1200
+"""Characters of a message."""
+
 
 class CifarNetsError(Exception):
     """Base of all errors of this library. The message repeats what was passed and says what to do.
@@ -36,6 +39,8 @@ class CifarNetsError(Exception):
     def __str__(self) -> str:
         # KeyError would print its message in quotes.
         message = str(self.args[0]) if len(self.args) == 1 else super().__str__()
+        if len(message) > LONGEST:  # it repeats what was passed, and what to do stands at its end
+            message = f"{message[: LONGEST // 2]} … {message[-LONGEST // 3 :]}"
         return _printable(message)
 
 

@@ -108,7 +108,6 @@ def predict(
 
 
 @overload
-@checked
 def features(
     model: nn.Module,
     images: "Picture | Iterable[Picture]",
@@ -128,6 +127,7 @@ def features(
     std: Sequence[float] | None = None,
     device: str | torch.device = "auto",
 ) -> dict[str, Tensor]: ...
+@checked
 def features(
     model: nn.Module,
     images: "Picture | Iterable[Picture]",

@@ -165,8 +165,8 @@ def _pixels(image: Picture, mean: Sequence[float] | None, std: Sequence[float] |
         if not isinstance(image, Image.Image):
             raise InputError(f"a picture is a PIL image, a tensor or an array, not {type(image).__name__}.")
         return torch.from_numpy(np.array(image if image.mode in ("L", "RGB", "RGBA") else image.convert("RGB")))
-    if image.ndim != 3 or image.shape[0] not in (1, 3):
-        raise InputError(f"an image is a tensor [3, H, W] or [1, H, W], not {list(image.shape)}.")
+    if image.ndim != 3 or image.shape[0] not in (1, 3) or image.is_complex():
+        raise InputError(f"an image is a tensor [3, H, W] or [1, H, W], not {image.dtype} {list(image.shape)}.")
     image = image.detach().cpu()
     if image.is_floating_point():
         image = _floats(image)

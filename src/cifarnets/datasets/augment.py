@@ -51,7 +51,7 @@ class Augment:
     cutmix: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.flip not in ("random", "alternating", None):
+        if not (self.flip is None or (isinstance(self.flip, str) and self.flip in ("random", "alternating"))):
             raise InputError(f"flip must be 'random', 'alternating' or None, not {self.flip!r}.")
         pixels = {"translate": self.translate, "cutout": self.cutout}
         if any(isinstance(value, bool) or not isinstance(value, numbers.Integral) for value in pixels.values()):

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from cifarnets._checked import checked
 from cifarnets.datasets.cifar10 import CIFAR10Normalized
@@ -11,6 +11,7 @@ from cifarnets.datasets.subset import cifar_subset
 from cifarnets.datasets.synthetic import SyntheticCIFAR10
 
 
+@runtime_checkable
 class TrainedOn(Protocol):
     """Facts about a model's images: `model.meta`, a row of the index of weights, or a look-alike.
 

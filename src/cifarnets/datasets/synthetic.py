@@ -61,8 +61,8 @@ class SyntheticCIFAR10(ImageDataset):
             size = operator.index(size)
         except TypeError as error:
             raise InputError(f"size must be a whole number of pictures, not {size!r}.") from error
-        if size < 1:
-            raise InputError(f"size must be at least 1 picture, not {size}.")
+        if not 1 <= size <= 10_000_000:
+            raise InputError(f"size must be at least 1 picture and at most 10 million, not {size}.")
         random = generator(seed, bool(train), size)
         with torch.device("cpu"):  # whatever the default device is
             labels = torch.arange(size).remainder(len(_FORMS)).sort().values

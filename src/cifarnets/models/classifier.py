@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from cifarnets._checked import checked
 from cifarnets.errors import InputError
 from cifarnets.models.metadata import get_meta, unwrap
 
@@ -117,6 +118,7 @@ class Classifier(nn.Module):
         return nn.Linear(self.num_features, self.num_classes) if self.num_classes else nn.Identity()
 
 
+@checked
 def head(model: nn.Module) -> nn.Module:
     """The layer of any model that makes the logits: `model.get_classifier()`, or else the last `nn.Linear`.
 

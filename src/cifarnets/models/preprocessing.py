@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cifarnets._checked import checked
 from cifarnets.errors import InputError
 from cifarnets.models.metadata import get_meta
 
@@ -38,6 +39,7 @@ class NormalizedModel(nn.Module):
     mean: Tensor
     std: Tensor
 
+    @checked
     def __init__(self, model: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         self.model = model
@@ -52,6 +54,7 @@ class NormalizedModel(nn.Module):
         return self.model((x - self.mean) / self.std)  # type: ignore[no-any-return]
 
 
+@checked
 def with_normalization(
     model: nn.Module, *, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
 ) -> NormalizedModel:
@@ -80,6 +83,7 @@ def with_normalization(
     return NormalizedModel(model, *_constants(model, mean, std))
 
 
+@checked
 def transform_for(
     model: nn.Module, *, size: int = 32, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
 ) -> Any:

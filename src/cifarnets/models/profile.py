@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from cifarnets._checked import checked
+from cifarnets.errors import InputError
 from cifarnets.models.metadata import get_meta, unwrap
 
 
@@ -86,9 +87,14 @@ def summary(model: nn.Module, size: int = 32) -> Summary:
     Args:
         model: Any module. One that does not know its number of channels gets an image of three.
         size: Side of the image.
+
+    Raises:
+        InputError: The model cannot take such an image.
     """
     from torch.utils.flop_counter import FlopCounterMode
 
+    if not 1 <= size <= 4096:
+        raise InputError(f"size must be the side of an image, 1 to 4096 pixels, not {size}.")
     model = unwrap(model)
     meta = get_meta(model)
     channels = meta.config.get("in_channels", 3) if meta else 3
@@ -117,8 +123,14 @@ def summary(model: nn.Module, size: int = 32) -> Summary:
     handles += [module.register_forward_hook(note(name)) for name, module in leaves]
     modes = {module: module.training for module in model.modules()}
     try:
+        blank = torch.zeros(1, channels, size, size, dtype=example.dtype, device=example.device)
         with counter, torch.no_grad():
-            model.eval()(torch.zeros(1, channels, size, size, dtype=example.dtype, device=example.device))
+            model.eval()(blank)
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0]
+        raise InputError(
+            f"the model cannot take an image of {size}×{size} with {channels} channels: {reason}"
+        ) from error
     finally:
         for handle in handles:
             handle.remove()

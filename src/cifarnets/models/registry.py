@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from cifarnets._checked import checked
-from cifarnets.errors import CifarNetsError, InputError, brief, UnknownNameError, unknown_name
+from cifarnets.errors import CifarNetsError, InputError, UnknownNameError, brief, unknown_name
 from cifarnets.models.metadata import ModelMeta
 
 Class = TypeVar("Class", bound=type[nn.Module])

@@ -1,11 +1,10 @@
 """Checkpoints of a fit: its whole state, its last model and its best model."""
 
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cifarnets._checked import checked
-from cifarnets._files import clear_leftovers
+from cifarnets._files import as_path, clear_leftovers
 from cifarnets.errors import InputError
 from cifarnets.models.storage import save, why_not_loadable
 from cifarnets.training.callbacks import Best, Callback, Monitor
@@ -53,7 +52,7 @@ class Checkpoint(Callback):
         every_batches: int | None = None,
         allow_test: bool = False,
     ) -> None:
-        self.folder = Path(folder)
+        self.folder = as_path(folder)
         self.every_batches = every_batches
         self.allow_test = allow_test
         self._best = Best(best) if best else None
@@ -113,9 +112,7 @@ def find_state(path: str | os.PathLike[str]) -> dict[str, Any] | None:
     """
     if not isinstance(path, (str, os.PathLike)):
         raise InputError(f"resume must be the folder of a Checkpoint, or its file, not {path!r}.")
-    if "\0" in str(path):
-        raise InputError(f"resume cannot be {str(path)!r}: no path has a NUL in it.")
-    found = Path(path).expanduser()
+    found = as_path(path)
     if found.is_dir():
         found = found / CHECKPOINT_FILE
     elif found.suffix == ".safetensors" and not found.exists():

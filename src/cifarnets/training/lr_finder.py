@@ -12,11 +12,10 @@ from cifarnets._checked import checked
 from cifarnets._figures import new_figure, save_figure
 from cifarnets.errors import DivergedError, InputError
 from cifarnets.inference import Batches
+from cifarnets.training.trainer import Trainer
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-    from cifarnets.training.trainer import Trainer
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ class LRSearch:
 
 
 @checked
-def find_lr(trainer: "Trainer", loader: Batches, low: float = 1e-5, high: float = 1.0, steps: int = 100) -> LRSearch:
+def find_lr(trainer: Trainer, loader: Batches, low: float = 1e-5, high: float = 1.0, steps: int = 100) -> LRSearch:
     """Train on some batches with a rising learning rate, record the loss, and restore the trainer.
 
     Examples:
@@ -87,7 +86,7 @@ def find_lr(trainer: "Trainer", loader: Batches, low: float = 1e-5, high: float 
     Raises:
         InputError: The rates are not `0 < low < high`, there are fewer than ten steps, or the loss never falls.
     """
-    if not 0 < low < high or steps < 10:
+    if not 0 < low < high < math.inf or not 10 <= steps < 2**31:
         raise InputError(f"find_lr needs 0 < low < high and at least 10 steps, not {low}, {high} and {steps}.")
     rates, losses, average = [], [], 0.0
     with trainer.rehearsal(loader) as batches:

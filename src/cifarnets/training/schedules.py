@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR, StepLR
 
 from cifarnets._checked import checked
-from cifarnets.errors import InputError, unknown_name
+from cifarnets.errors import InputError, brief, unknown_name
 
 ScheduleLike = str | Callable[[Optimizer], LRScheduler] | None
 
@@ -160,7 +160,13 @@ def make_schedule(
     if options and not isinstance(schedule, str):
         raise InputError(f"schedule_options {dict(options)} belong to a named schedule, but no schedule is named.")
     if callable(schedule):
-        return schedule(optimizer)
+        try:
+            made = schedule(optimizer)
+        except Exception as error:  # the function is the user's
+            raise InputError(f"the function for the schedule fails: {type(error).__name__}: {error}") from error
+        if not isinstance(made, LRScheduler):
+            raise InputError(f"the function for the schedule must make one of torch's schedulers, not {brief(made)}.")
+        return made
     name = schedule or "constant"
     if name not in SCHEDULES:
         raise unknown_name("schedule", name, SCHEDULES)
