@@ -232,7 +232,7 @@ def test_released_weights_are_listed_by_accuracy() -> None:
 def test_only_released_weights_have_an_accuracy_to_sort_by() -> None:
     with pytest.raises(InputError, match="only released weights have an accuracy"):
         models.list_models(sort="accuracy")
-    with pytest.raises(InputError, match="sort must be one of"):
+    with pytest.raises(InputError, match="sort of list_models must be one of"):
         models.list_models(sort="size")
 
 
