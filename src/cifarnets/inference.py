@@ -284,18 +284,20 @@ class Session:
         self._model = model
         self._home: torch.device | None = None
         self._training: list[nn.Module] = []
-        parameters: list[Tensor] = []
+        found: list[Tensor | None] = []
         # By hand, since `modules()` and `parameters()` take longer than a small net needs for one picture.
-        waiting, seen = [model], set()
+        waiting: list[nn.Module | None] = [model]
+        seen = set()
         while waiting:
             module = waiting.pop()
-            if module in seen:
+            if module is None or module in seen:
                 continue
             seen.add(module)
             if module.training:
                 self._training.append(module)
-            parameters += [parameter for parameter in module._parameters.values() if parameter is not None]
-            waiting += [child for child in reversed(module._modules.values()) if child is not None]
+            found.extend(module._parameters.values())
+            waiting.extend(reversed(module._modules.values()))
+        parameters = [parameter for parameter in found if parameter is not None]
         self.dtype = next((p.dtype for p in parameters if p.is_floating_point()), torch.float32)
         if not (device.type == "cpu" and all(p.is_cpu for p in parameters)):
             self._home = next((p.device for p in parameters if not _is_on(p, device)), None)
