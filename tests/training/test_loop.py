@@ -225,6 +225,26 @@ def test_the_model_learns_what_its_outputs_and_inputs_mean(net: MakeNet, loader:
     assert (model.meta.mean, model.meta.std) == loader.dataset.constants
 
 
+def test_the_size_of_the_images_travels_with_the_weights(synthetic3: ImageDataset, tmp_path: Path) -> None:
+    """`predict` must resize pictures to what the model was trained on: stripes a pixel wide are gone in half the size."""
+    large = synthetic3.images.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    data = ImageDataset(large[:40], synthetic3.labels[:40], synthetic3.classes)
+    model: Any = cifarnets.models.create("resnet20", num_classes=3, widths=(4, 4, 8))
+    loader = BatchLoader(data, 20, device="cpu")
+    Trainer(model, device="cpu", progress=False).fit(loader, loader, epochs=1)
+    assert model.meta.size == (64, 64)
+    kept: Any = cifarnets.load(cifarnets.save(model, tmp_path / "kept.safetensors"))
+    assert kept.meta.size == (64, 64)
+    small = BatchLoader(synthetic3.select(range(40)), 20, device="cpu")
+    with pytest.raises(InputError, match="the loader's images are 32×32, and the model was trained on 64×64"):
+        evaluate(kept, small, device="cpu")
+    with pytest.raises(InputError, match="the loader's images are 32×32"):
+        Trainer(model, device="cpu", progress=False).fit(loader, small, epochs=1)
+    Trainer(model, device="cpu", progress=False).fit(list(small), epochs=1)
+    assert model.meta.size is None, "of a list nobody knows what it is"
+    assert cifarnets.load("convnet").meta.size is None, "files of earlier versions say nothing"
+
+
 def test_validation_leaves_training_mode_and_does_not_train(net: MakeNet, loader: BatchLoader) -> None:
     def fit(*val: Any) -> nn.Module:
         loader.epoch = 0

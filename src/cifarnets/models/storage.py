@@ -134,7 +134,7 @@ def _load_file(path: Path) -> nn.Module:
             raise WeightsError(f"the tensors of {str(path)!r} do not fit the model: {faults}.")
         with torch.random.fork_rng(devices=[]):  # initialising what is overwritten must not move the user's numbers
             model = build(meta.architecture, dict(meta.config))
-        described = {key: getattr(meta, key) for key in ("classes", "mean", "std", "training", "results")}
+        described = {key: getattr(meta, key) for key in ("classes", "mean", "std", "training", "results", "size")}
         annotate(model, **described)
     except InputError as error:
         raise WeightsError(f"the header of {str(path)!r} does not fit the architecture: {error}") from error
@@ -160,6 +160,7 @@ def _read_meta(path: Path, header: dict[str, Any]) -> ModelMeta:
             std=numbers("std"),
             training=dict(header["training"]),
             results=dict(header.get("results", {})),  # files of earlier versions have none
+            size=None if header.get("size") is None else tuple(header["size"]),  # nor this
         )
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise WeightsError(f"the header of {str(path)!r} is incomplete or damaged ({error!r}).") from error

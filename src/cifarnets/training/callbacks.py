@@ -195,7 +195,8 @@ class Best:
     def check_state(self, state: dict[str, Any], user: str) -> None:
         """Refuse a best figure that is no number."""
         best = state.get("best")
-        if isinstance(best, bool) or not isinstance(best, (int, float)) or math.isnan(best):
+        is_whole = type(best) is int and abs(best) < 2**63
+        if not is_whole and not (isinstance(best, float) and not math.isnan(best)):
             raise InputError(f"the checkpoint is damaged: the best figure of {user} is {shorten(best)}.")
 
     def improved(self, trainer: "Trainer") -> bool:

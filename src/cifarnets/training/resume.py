@@ -41,7 +41,7 @@ def check_state(saved: Any, own: Mapping[str, Any], steps: int | None) -> None:
     _check_fit(saved["progress"], own["progress"])
     _check_tensors("model", saved["model"], own["model"])
     _check_groups(saved["optimizer"], own["optimizer"])
-    _check_schedule(saved["schedule"], own["schedule"], own["progress"]["schedule"] is not None, steps)
+    _check_schedule(saved["schedule"], own["schedule"], _steps_so_far(saved["progress"], own["progress"], steps))
     _check_alike("scaler", saved["scaler"], own["scaler"])
     _require(
         all(value > 0 for key, value in saved["scaler"].items() if key != "_growth_tracker"), "scaler is not above 0"
@@ -220,20 +220,27 @@ def _check_groups(saved: Any, own: Mapping[str, Any]) -> None:
                 _require(_same(value, mine[key]), f"{place} is {shorten(value)}, not {mine[key]!r}")
 
 
-def _check_schedule(saved: Any, own: Mapping[str, Any], named: bool, steps: int | None) -> None:
+def _steps_so_far(saved: Mapping[str, Any], own: Mapping[str, Any], steps: int | None) -> int | None:
+    """Optimizer steps that a named schedule has seen at most; None for another, or where nobody knows."""
+    if own["schedule"] is None or steps is None:
+        return None
+    epochs: int = saved["epoch"] - saved["first"]
+    return epochs * (steps // int(own["epochs"])) + int(saved["batch"]) // int(own["settings"]["accumulate"])
+
+
+def _check_schedule(saved: Any, own: Mapping[str, Any], steps: int | None) -> None:
     _require(isinstance(saved, Mapping), "schedule is not a dict")
     if saved.keys() != own.keys():
         raise InputError("the checkpoint is of a fit with another schedule.")
     for key, value in own.items():
         place = f"{key} of the schedule"
-        if named and key not in _LAST_STEP:
+        if steps is not None and key not in _LAST_STEP:
             _require(_same(saved[key], value), f"{place} is {shorten(saved[key])}, not {shorten(value)}")
         else:
             _check_alike(place, saved[key], value)
     if "last_epoch" in own:
         last = saved["last_epoch"]
-        limit = steps if named and steps is not None else LARGEST_COUNT
-        _require(0 <= last <= limit, f"last_epoch of the schedule is {last}")
+        _require(0 <= last <= (LARGEST_COUNT if steps is None else steps), f"last_epoch of the schedule is {last}")
 
 
 def _check_history(saved: Any) -> None:
@@ -290,6 +297,7 @@ def check_rng(saved: Any) -> None:
         and bool(((keys >= 0) & (keys < 2**32)).all())
         and type(place) is int
         and 0 <= place <= 624
+        and type(has_gauss) is int
         and has_gauss in (0, 1)
         and _is_number(gauss),
         "numpy of rng is no state of MT19937",
@@ -370,7 +378,9 @@ def _is_list(value: object) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return abs(value) < LARGEST_COUNT**2  # what is larger has no float
+    return isinstance(value, float)
 
 
 def _require(is_right: bool, fault: str) -> None:
