@@ -226,7 +226,7 @@ def test_the_model_learns_what_its_outputs_and_inputs_mean(net: MakeNet, loader:
 
 
 def test_the_size_of_the_images_travels_with_the_weights(synthetic3: ImageDataset, tmp_path: Path) -> None:
-    """`predict` must resize pictures to what the model was trained on: stripes a pixel wide are gone in half the size."""
+    """`predict` must resize pictures to what the model was trained on: in half the size, thin stripes are gone."""
     large = synthetic3.images.repeat_interleave(2, 2).repeat_interleave(2, 3)
     data = ImageDataset(large[:40], synthetic3.labels[:40], synthetic3.classes)
     model: Any = cifarnets.models.create("resnet20", num_classes=3, widths=(4, 4, 8))
