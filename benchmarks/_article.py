@@ -1,4 +1,4 @@
-"""The article's own code (steps 15-21), kept as it is there: what the library's speed is measured against."""
+"""The article's own code (steps 15-21), unchanged: the baseline for the library's speed."""
 
 from typing import Any
 
@@ -31,12 +31,12 @@ class Net(nn.Module):
 
 
 def pairs(dataset: ImageDataset) -> Pairs:
-    """Images and labels as the article holds them: a list of pairs, made beforehand."""
+    """Images and labels in the article's form: a list of pairs, made before the timing starts."""
     return [dataset[index] for index in range(len(dataset))]
 
 
 class Loop:
-    """The article's loop, an epoch a call."""
+    """The article's loop; each call trains one epoch."""
 
     def __init__(self, train: Pairs | Dataset[Any], workers: int = 0) -> None:
         self.model = Net()

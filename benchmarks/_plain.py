@@ -1,11 +1,11 @@
-"""What the plain versions of the speed recipes do to a batch: indexing, as one would write it first."""
+"""The augmentation in the plain versions of the speed recipes: straightforward indexing."""
 
 import torch
 from torch import Tensor
 
 
 def augmented(padded: Tensor, chosen: Tensor, flip: Tensor, pad: int, cutout: int = 0) -> Tensor:
-    """Chosen images `[B, C, 32, 32]` out of all padded ones, each shifted at random, mirrored where `flip` says so."""
+    """Chosen images `[B, C, 32, 32]` out of all padded ones, each shifted at random and mirrored if `flip` is true."""
     device, count = padded.device, len(chosen)
     line = torch.arange(32, device=device)
     rows, columns = (start[:, None] + line for start in torch.randint(0, 2 * pad + 1, (2, count), device=device))

@@ -1,10 +1,10 @@
-"""The 94 % recipe: some steps of it with our Trainer and in plain PyTorch, side by side, against the matmul ceiling.
+"""The 94 % recipe: some steps with our Trainer and in plain PyTorch, side by side, and the speed limit of a matmul.
 
-The plain version is what the recipe's authors do on a GPU, on this machine and with nothing changed for it: eager,
-contiguous, batches augmented by indexing, Newton-Schulz in bfloat16 on CUDA. Both compute in the precision that
-`precision="auto"` chooses, each in a process of its own, in turns of some steps. The first step of a turn is not
-counted: it takes back the memory that the other process has used. Epoch times are those of the steps, times the 25 of
-an epoch; the accuracy is that of `cifarnets train --recipe airbench94`.
+The plain version follows the code that the recipe's authors run on a GPU, with no change for this machine: eager,
+contiguous, batches augmented by indexing, Newton-Schulz in bfloat16 on CUDA. It runs without the library's process
+settings. Both versions compute in the precision that `precision="auto"` chooses. Each has its own process, and they
+take turns of a few steps. The first step of a turn is not counted, because it reclaims memory from the other process.
+The time of an epoch is the time of its 25 steps. `cifarnets train --recipe airbench94` measures the accuracy.
 """
 
 import argparse
@@ -22,12 +22,13 @@ import torch.nn.functional as F
 
 from benchmarks._plain import augmented
 from cifarnets import Trainer, seed_everything
-from cifarnets._runtime import describe_machine
+from cifarnets._runtime import DEFAULTS, SWITCH, describe_machine, kept_memory
 from cifarnets.datasets import Augment, BatchLoader, CIFAR10Normalized
 from cifarnets.models import create, summary
 from cifarnets.recipes import load_recipe
 from cifarnets.training.feed import EpochFeed
 from cifarnets.training.muon import ConvMuon
+from cifarnets.training.optimizers import param_groups
 from cifarnets.training.precision import autocast_dtype
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -61,7 +62,7 @@ def plain(dataset: CIFAR10Normalized, batch: int) -> Callable[[], None]:
     images = dataset.images[: batch * 2].to(DEVICE).float().div(255).sub(mean).div(std)
     labels = dataset.labels[: batch * 2].to(DEVICE)
     model.init_from_images(images)
-    optimizer = ConvMuon(model)
+    optimizer = ConvMuon(param_groups(model))
     padded = F.pad(images, (2,) * 4, "reflect")
 
     def step() -> None:
@@ -102,26 +103,27 @@ CONTENDERS = {"plain PyTorch": plain, "Trainer and BatchLoader": ours}
 
 
 def start(name: str, batch: int) -> "subprocess.Popen[str]":
-    """A process that takes a step for each line that it is sent; the plain one without what the library sets."""
-    environment = {key: value for key, value in os.environ.items() if key != "THP_MEM_ALLOC_ENABLE"}
+    """Start a process that takes a step for each line of its input; the plain one leaves the process settings alone."""
+    environment = {key: value for key, value in os.environ.items() if key not in DEFAULTS}
     if name == "plain PyTorch":
-        environment["THP_MEM_ALLOC_ENABLE"] = "0"
+        environment[SWITCH] = "0"
     words = [sys.executable, "-m", "benchmarks.airbench", "--batch-size", str(batch), "--serve", name]
     return subprocess.Popen(words, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
 def serve(name: str, batch: int) -> None:
-    """Take a step for each line of the input, and print its seconds."""
+    """Take a step for each line of the input, and print how many seconds it took."""
     step = CONTENDERS[name](CIFAR10Normalized(), batch)
-    for _ in sys.stdin:
-        started = time.perf_counter()
-        step()
-        print(time.perf_counter() - started, flush=True)
+    with kept_memory(DEVICE):  # as in a fit; does nothing in the plain process
+        for _ in sys.stdin:
+            started = time.perf_counter()
+            step()
+            print(time.perf_counter() - started, flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=3, help="in a turn")
+    parser.add_argument("--steps", type=int, default=3, help="steps in a turn (default: 3)")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batch-size", type=int, default=2000)
     parser.add_argument("--serve", choices=list(CONTENDERS), help=argparse.SUPPRESS)

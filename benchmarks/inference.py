@@ -1,4 +1,4 @@
-"""Using a model: evaluate and predict, one picture at a time and a thousand, start-up time, and memory."""
+"""The speed of `evaluate` and `predict`, with one picture and with a thousand, and start-up time and memory."""
 
 import argparse
 import statistics
@@ -30,7 +30,7 @@ PROGRAMS = {
     ),
 }
 
-# In KiB. Linux counts what the parent held in `ru_maxrss`, so there the figure is the kernel's own of this program.
+# In KiB. On Linux, `ru_maxrss` includes the memory of the parent process, so the kernel's own figure is used there.
 PEAK = """
 import pathlib, re, resource, sys
 status = pathlib.Path("/proc/self/status")
@@ -42,7 +42,7 @@ else:
 
 
 def cost(program: str) -> tuple[float, float]:
-    """Seconds of a fresh interpreter, and its highest resident memory in MiB."""
+    """Seconds that a fresh interpreter takes, and its peak resident memory in MiB."""
     started = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", f"{program}\n{PEAK}"], capture_output=True, text=True, check=True)
     return time.perf_counter() - started, int(done.stdout) / 2**10

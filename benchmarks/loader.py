@@ -1,4 +1,4 @@
-"""Loading alone, batch 64: 10,000 images of CIFAR-10 a round, no model behind it."""
+"""Loading alone, without a model: 10,000 images of CIFAR-10 a round, in batches of 64."""
 
 import argparse
 from collections.abc import Callable, Iterable
@@ -9,7 +9,7 @@ from torchvision import datasets, transforms
 
 from benchmarks._side_by_side import table, take_turns
 from cifarnets.datasets import ARTICLE_MEAN, ARTICLE_STD, Augment, BatchLoader, CIFAR10Normalized
-from cifarnets.datasets.cifar10 import data_root
+from cifarnets.datasets.files import data_root
 
 IMAGES = 10_000
 BATCH = 64
@@ -30,7 +30,7 @@ def torchvisions(workers: int) -> Callable[[], object]:
 
 
 def bare(dataset: CIFAR10Normalized) -> Callable[[], object]:
-    """The least that must be done: gather in order, normalise in place."""
+    """The minimum of work: gather in order, normalise in place."""
     images, labels, order = dataset.images[:IMAGES], dataset.labels[:IMAGES], torch.arange(IMAGES)
     mean, std = (torch.tensor(column).view(3, 1, 1) for column in (dataset.mean, dataset.std))
 

@@ -1,4 +1,4 @@
-"""bf16 against fp32 on the CPU: the article's net on CIFAR-3, validation accuracy of the last epoch, by seed."""
+"""bf16 and fp32 on the CPU: validation accuracy of the article's net on CIFAR-3 after the last epoch, for each seed."""
 
 import argparse
 import statistics

@@ -1,4 +1,4 @@
-"""An epoch of ResNet-20, batch 128, with flips and shifts: torchvision's DataLoader and a plain loop, and ours.
+"""An epoch of ResNet-20 with flips and shifts, batch 128: torchvision's DataLoader in a plain loop, and our Trainer.
 
 python -m benchmarks.resnet_epoch
 python -m benchmarks.resnet_epoch --images 1280 --rounds 1      on a CPU
@@ -17,7 +17,7 @@ from torchvision import datasets, transforms
 from benchmarks._side_by_side import table, take_turns
 from cifarnets import Trainer, seed_everything
 from cifarnets.datasets import ARTICLE_MEAN, ARTICLE_STD, Augment, BatchLoader, CIFAR10Normalized
-from cifarnets.datasets.cifar10 import data_root
+from cifarnets.datasets.files import data_root
 from cifarnets.models import create
 from cifarnets.training.precision import autocast_dtype
 
@@ -37,9 +37,9 @@ def theirs(images: int, workers: int) -> Callable[[], object]:
     def epoch() -> None:
         model.train()
         for batch, labels in loader:
-            inputs, answers = batch.to(DEVICE, non_blocking=True), labels.to(DEVICE, non_blocking=True)
+            inputs, targets = batch.to(DEVICE, non_blocking=True), labels.to(DEVICE, non_blocking=True)
             with torch.autocast(DEVICE.type, dtype) if dtype else contextlib.nullcontext():
-                loss = F.cross_entropy(model(inputs), answers)
+                loss = F.cross_entropy(model(inputs), targets)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()

@@ -1,10 +1,10 @@
-"""Several small nets trained at once on one device, a process each: their images/s together, beside one alone.
+"""Several small nets at once on one device, each in its own process: total images/s, compared with one net alone.
 
     python -m benchmarks.several
     python -m benchmarks.several --counts 1 2 --images 2000 --epochs 1     a dry run, on any machine
 
-The article's net on all ten classes, batch 512, in channels_last. Each process trains an epoch that is not counted, and
-all start the counted ones together; on a CPU they share out its threads.
+Each process trains the article's net on all ten classes, batch 512, in channels_last. It first trains an epoch that is
+not counted; then all processes start the counted epochs together. On a CPU they share its threads.
 """
 
 import argparse
@@ -33,13 +33,13 @@ def worker(images: int, epochs: int) -> None:
     trainer = Trainer(model, precision="auto", channels_last=True, device=DEVICE, progress=False)
     trainer.fit(loader, epochs=1)
     print("ready", flush=True)
-    if sys.stdin.readline():  # nothing where the one that started this has ended
+    if sys.stdin.readline():  # empty if the parent process has ended
         trainer.fit(loader, epochs=epochs)
         print("done", flush=True)
 
 
 def seconds_of(count: int, images: int, epochs: int) -> float:
-    """Until all of so many processes, started together, are done."""
+    """Seconds until `count` processes, started together, are done."""
     threads = str(max((os.cpu_count() or 2) // count, 1))
     arguments = ["--worker", "--images", str(images), "--epochs", str(epochs)]
     running = [
@@ -67,11 +67,11 @@ def seconds_of(count: int, images: int, epochs: int) -> float:
 
 
 def await_all(running: list["subprocess.Popen[str]"], word: str) -> None:
-    """Until each process has said the word."""
+    """Wait until each process has printed the word."""
     for process in running:
         assert process.stdout is not None
         if process.stdout.readline().strip() != word:
-            raise SystemExit(f"a process ended before it was {word}; its error stands above.")
+            raise SystemExit(f"a process ended before it was {word}; its error is above.")
 
 
 def main() -> None:

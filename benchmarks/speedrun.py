@@ -1,13 +1,13 @@
-"""Time to 94 % or 96 %: whole runs of a recipe of the airbench family, ours and plain PyTorch, in turns, seed by seed.
+"""Time to 94 % or 96 %: whole runs of an airbench recipe with our Trainer and in plain PyTorch, in turns, seed by seed.
 
     python -m benchmarks.speedrun --recipe airbench94 --seeds 20
     python -m benchmarks.speedrun --profile                        where the time of one run of ours goes
     python -m benchmarks.speedrun --steps 2 --test-images 500      a dry run, on any machine
 
-Timed are the whitening layer, all steps with their augmentation, and the answers for the test images with test-time
-augmentation; on CUDA by events. Images are on the device before. One run of each is made first and not counted: it
-compiles, picks algorithms and fills caches. The plain version is the same net, optimizer and schedule in a loop of its
-own: eager, batches augmented by indexing.
+The time includes the whitening layer, all steps with their augmentation, and the predictions for the test images with
+test-time augmentation. On CUDA, events measure it. The images are on the device before the clock starts. One run of
+each comes first and is not counted: it compiles, chooses algorithms and fills caches. The plain version has the same
+net, optimizer and schedule in a simple loop: eager, with batches augmented by indexing.
 """
 
 import argparse
@@ -40,7 +40,7 @@ Outcome = tuple[float, float, float]
 
 
 class Clock:
-    """Seconds of what is done in a `with` block."""
+    """Seconds that a `with` block takes."""
 
     def __enter__(self) -> "Clock":
         if DEVICE.type == "cuda":
@@ -91,7 +91,7 @@ class Ours:
 
 
 class Plain:
-    """The recipe in a loop of its own."""
+    """The recipe in a simple loop."""
 
     def __init__(self, recipe: Recipe, train: ImageDataset, test: ImageDataset) -> None:
         self.recipe = recipe
@@ -142,7 +142,7 @@ def share_of_right(model: torch.nn.Module, batches: list[tuple[Tensor, Tensor]],
 
 
 def profile(once: Callable[[int], Outcome]) -> str:
-    """The operations that one run spends most of its time in, after one that is not counted."""
+    """The operations that take most of the time of one run, after a run that is not counted."""
     once(0)
     activity, where = (ProfilerActivity.CUDA, "device") if DEVICE.type == "cuda" else (ProfilerActivity.CPU, "cpu")
     with torch.profiler.profile(activities=[activity]) as found:
@@ -155,9 +155,9 @@ def main() -> None:
     parser.add_argument("--recipe", default="airbench94")
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--epochs", type=int, help="instead of the recipe's")
-    parser.add_argument("--profile", action="store_true", help="print where the time of one run of ours goes, no more")
+    parser.add_argument("--profile", action="store_true", help="only print where the time of one run of ours goes")
     parser.add_argument("--compile", action="store_true", help="torch.compile ours")
-    parser.add_argument("--steps", type=int, help="dry run: so many batches of 100 an epoch, one epoch, one seed")
+    parser.add_argument("--steps", type=int, help="dry run: this many batches of 100 in one epoch, with one seed")
     parser.add_argument("--test-images", type=int, default=10_000)
     options = parser.parse_args()
     if DEVICE.type == "cpu" and not options.steps:

@@ -1,4 +1,4 @@
-"""An epoch of the article's net on CIFAR-3, batch 64: the article's loop, and ours from its settings to the fastest."""
+"""An epoch of the article's net on CIFAR-3, batch 64: the article's loop, and our Trainer with ever faster settings."""
 
 import argparse
 import os
@@ -18,7 +18,7 @@ from benchmarks._article import CLASSES, Loop, Net, pairs
 from benchmarks._side_by_side import table, take_turns
 from cifarnets import Trainer, seed_everything
 from cifarnets.datasets import ARTICLE_MEAN, ARTICLE_STD, BatchLoader, CIFAR10Normalized, ImageDataset, cifar_subset
-from cifarnets.datasets.cifar10 import data_root
+from cifarnets.datasets.files import data_root
 from cifarnets.models import create
 from cifarnets.training import Callback
 from cifarnets.training.precision import autocast_dtype
@@ -44,7 +44,7 @@ def ours(cifar3: ImageDataset, **options: Any) -> Callable[[], object]:
 
 
 def bare_step(cifar3: ImageDataset, batches: int) -> Callable[[], object]:
-    """What the fast Trainer's epoch is made of and nothing else: the same batch again and again, no loader."""
+    """The steps of the fast Trainer's epoch alone: the same batch again and again, without a loader."""
     model = create("convnet").to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-2, fused=True)
     images, labels = next(iter(BatchLoader(cifar3, 64, device="cpu", channels_last=True)))
@@ -135,7 +135,7 @@ def main() -> None:
             started = time.perf_counter()
             run()
             first.append(f"{time.perf_counter() - started:.0f} s")
-        print(f"First epochs of what is compiled, in turn: {', '.join(first)}; the first loads the compiler too.\n")
+        print(f"First epochs of the compiled rows: {', '.join(first)}. The first one also loads the compiler.\n")
         seconds = take_turns(contenders, options.rounds)
     print(table(seconds, len(cifar3), article))
     whole, bare = (

@@ -1,4 +1,4 @@
-"""What a trainer costs: the article's net on CIFAR-3 in memory, batch 64, one epoch each, against a raw loop."""
+"""The cost of a trainer: one epoch of the article's net on CIFAR-3 in memory, batch 64, compared with a raw loop."""
 
 import argparse
 import logging
@@ -64,7 +64,7 @@ def with_skorch(batches: Batches) -> Callable[[], object]:
 
 
 class _Iterable:
-    """A list that Lightning does not take for several loaders."""
+    """A list that Lightning does not mistake for several loaders."""
 
     def __init__(self, batches: Batches) -> None:
         self.batches = batches
@@ -77,7 +77,7 @@ class _Iterable:
 
 
 class _Held(torch.utils.data.Dataset[Tensor]):
-    """Ready batches in the shape of a dataset, which skorch asks for."""
+    """Ready batches as a dataset, which skorch requires."""
 
     def __init__(self, X: "Batches | _Held", y: None = None) -> None:  # noqa: ARG002, N803 (skorch's names)
         self.batches: Batches = X.batches if isinstance(X, _Held) else X

@@ -1,6 +1,6 @@
-"""One process against two under torchrun: the article's net on CIFAR-3, global batch 64 and 512, the same epochs.
+"""One process and two under torchrun: the same epochs of the article's net on CIFAR-3, global batch 64 and 512.
 
-Two processes on two cores compute with one thread each, one process with two: what is compared is the machine.
+On two cores, two processes use one thread each, and one process uses two threads. So both use the whole machine.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""A callback of one's own: it watches how far the weights move, and stops the fit once they hardly do.
+"""A new callback: it measures how far the weights move in each epoch, and stops the fit when they hardly move.
 
 python examples/callbacks.py --epochs 10
 """
@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 import cifarnets
-from cifarnets import Trainer
+from cifarnets import Trainer, create
 from cifarnets.datasets import BatchLoader, SyntheticCIFAR10, train_val_split
 from cifarnets.training import Callback
 
 
 class WeightChange(Callback):
-    """Prints, after every epoch, the relative change of all weights together, and stops below a limit."""
+    """Prints the relative change of all weights after every epoch, and stops the fit below a limit."""
 
     def __init__(self, limit: float) -> None:
         self.limit = limit
@@ -38,20 +38,20 @@ class WeightChange(Callback):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=int, default=10, help="at most; default: 10")
-    parser.add_argument("--limit", type=float, default=0.12, help="stop below this change; default: 0.12")
+    parser.add_argument("--epochs", type=int, default=10, help="the most epochs (default: 10)")
+    parser.add_argument("--limit", type=float, default=0.12, help="stop below this change (default: 0.12)")
     options = parser.parse_args()
 
     cifarnets.seed_everything(0)
     train, val = train_val_split(SyntheticCIFAR10(train=True), val=500)
     trainer = Trainer(
-        cifarnets.models.create("convnet"),
+        create("convnet"),
         lr=0.02,
         optimizer_options={"momentum": 0.9},
         callbacks=[WeightChange(options.limit)],
     )
     trainer.fit(BatchLoader(train, shuffle=True), BatchLoader(val, batch_size=500), epochs=options.epochs)
-    print(f"ended after {trainer.epoch} of at most {options.epochs} epochs")
+    print(f"stopped after {trainer.epoch} of at most {options.epochs} epochs")
 
 
 if __name__ == "__main__":

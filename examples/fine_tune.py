@@ -1,4 +1,4 @@
-"""A new head on released weights: the head alone first, then the whole net, gently.
+"""A new head on released weights: first train the head alone, then the whole net with a lower learning rate.
 
 python examples/fine_tune.py --data-root DIR
 """
@@ -7,9 +7,9 @@ import argparse
 from pathlib import Path
 
 import cifarnets
-from cifarnets import Trainer, evaluate
+from cifarnets import Trainer, create, evaluate, info
 from cifarnets.datasets import BatchLoader, CIFAR10Normalized, cifar_subset
-from cifarnets.models import create, info
+from cifarnets.models import head
 
 WEIGHTS = "convnet.cifar3"
 ANIMALS = ["bird", "cat", "frog", "horse"]
@@ -17,7 +17,7 @@ ANIMALS = ["bird", "cat", "frog", "horse"]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=40, help="training images a class (default: 40)")
+    parser.add_argument("--images", type=int, default=40, help="training images of each class (default: 40)")
     parser.add_argument("--data-root", type=Path, help="the folder that holds cifar-10-batches-py")
     options = parser.parse_args()
 
@@ -31,17 +31,17 @@ def main() -> None:
 
     model = create(WEIGHTS, pretrained=True, num_classes=len(ANIMALS))
     model.requires_grad_(False)
-    list(model.children())[-1].requires_grad_(True)  # the head
+    head(model).requires_grad_(True)
     Trainer(model, lr=0.05).fit(loader, epochs=20)
-    print(f"new head on a frozen trunk: {evaluate(model, BatchLoader(test)).accuracy:.4f}")
+    print(f"new head on a frozen trunk:      {evaluate(model, BatchLoader(test)).accuracy:.4f}")
 
     model.requires_grad_(True)
     Trainer(model, lr=0.01).fit(loader, epochs=20)
-    print(f"then the whole net:         {evaluate(model, BatchLoader(test)).accuracy:.4f}")
+    print(f"then the whole net:              {evaluate(model, BatchLoader(test)).accuracy:.4f}")
 
     fresh = create(facts.architecture, **{**facts.config, "num_classes": len(ANIMALS)})
     Trainer(fresh, lr=0.05).fit(loader, epochs=40)
-    print(f"from scratch, as long:      {evaluate(fresh, BatchLoader(test)).accuracy:.4f}")
+    print(f"from scratch, as many epochs:    {evaluate(fresh, BatchLoader(test)).accuracy:.4f}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A net of one's own: registered once, it can be created by name, trained, saved and loaded like the others.
+"""A new net: after `register`, you can create it by name, train it, save it and load it like the others.
 
 python examples/own_model.py --epochs 5
 """
@@ -10,16 +10,16 @@ import torch
 from torch import Tensor, nn
 
 import cifarnets
-from cifarnets import Trainer, evaluate, load, save
+from cifarnets import Trainer, create, evaluate, info, load, save
 from cifarnets.datasets import BatchLoader, SyntheticCIFAR10
-from cifarnets.models import create, info, register
+from cifarnets.models import register
 
 
 @register("strided")
 class StridedNet(nn.Module):
-    """Three strided convolutions, then the mean of each channel."""
+    """Three convolutions with stride 2, and the mean of each channel."""
 
-    # Every argument is named, because the weight file records them all.
+    # The weight file records every argument, so the signature names each of them.
     def __init__(self, num_classes: int = 10, in_channels: int = 3, width: int = 16) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, width, 3, stride=2, padding=1)
@@ -36,7 +36,7 @@ class StridedNet(nn.Module):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=int, default=5, help="default: 5")
+    parser.add_argument("--epochs", type=int, default=5, help="epochs to train (default: 5)")
     parser.add_argument("--out", type=Path, default=Path("strided.safetensors"), help="weight file to write")
     options = parser.parse_args()
 
@@ -50,8 +50,8 @@ def main() -> None:
     result = evaluate(model, test_loader)
     print(result)
 
-    again = load(save(model, options.out))  # the file says which model, with which arguments
-    print(f"Saved as {options.out}; loaded back, it agrees: {evaluate(again, test_loader) == result}")
+    again = load(save(model, options.out))  # the file has the name of the model and its arguments
+    print(f"Saved as {options.out}. The loaded model gives the same result: {evaluate(again, test_loader) == result}")
 
 
 if __name__ == "__main__":

@@ -15,16 +15,14 @@ import numpy as np
 import pytest
 import torch
 
-from cifarnets.datasets import ImageDataset, SyntheticCIFAR10, cifar10, cifar_subset
+from cifarnets.datasets import ImageDataset, SyntheticCIFAR10, cifar10, cifar_subset, files, find_cifar10
 from cifarnets.weights import index
 
 
 def _find_real() -> Path | None:
     beside = Path(__file__).resolve().parents[2] / "shared" / "data"
-    for root in (cifar10.data_root(), beside):
-        if cifar10.is_complete(root):
-            return root.resolve()
-    return None
+    found = find_cifar10() or find_cifar10(beside)
+    return found.resolve() if found else None
 
 
 REAL_CIFAR10 = _find_real()
@@ -67,19 +65,19 @@ def real_root(monkeypatch: pytest.MonkeyPatch) -> Path:
 def tiny_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A CIFAR-10 of 20 random images a file, in torchvision's layout; the expected MD5s are those of its files."""
     root = tmp_path / "data"
-    folder = root / cifar10.FOLDER
+    folder = root / files.FOLDER
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
-    for files in (cifar10.TRAIN_FILES, cifar10.TEST_FILES, cifar10.META_FILES):
-        for name in files:
-            if files is cifar10.META_FILES:
+    for names in (files.TRAIN_FILES, files.TEST_FILES, files.META_FILES):
+        for name in names:
+            if names is files.META_FILES:
                 batch: dict[bytes, object] = {b"label_names": [c.encode() for c in cifar10.CLASSES]}
             else:
                 pixels = rng.integers(0, 256, (20, 3072), dtype=np.uint8)
                 batch = {b"data": pixels, b"labels": [i % 10 for i in range(20)]}
             content = pickle.dumps(batch, protocol=2)
             (folder / name).write_bytes(content)
-            monkeypatch.setitem(files, name, hashlib.md5(content, usedforsecurity=False).hexdigest())
+            monkeypatch.setitem(names, name, hashlib.md5(content, usedforsecurity=False).hexdigest())
     monkeypatch.delenv("CIFARNETS_DATA", raising=False)
     return root
 

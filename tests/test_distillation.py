@@ -105,8 +105,8 @@ def test_a_teacher_that_answers_nan_and_what_is_no_teacher(teacher: models.ConvN
     [
         (torch.full((300,), 3), "labels must be 0 … 2"),
         (torch.full((300,), -1), "labels must be 0 … 2"),
-        (torch.full((300, 3), float("nan")), "shares finite and not negative"),
-        (torch.full((300, 3), -0.1), "shares finite and not negative"),
+        (torch.full((300, 3), float("nan")), "finite and not negative"),
+        (torch.full((300, 3), -0.1), "finite and not negative"),
     ],
 )
 def test_labels_that_mean_no_class_are_refused(labels: torch.Tensor, message: str, synthetic3: ImageDataset) -> None:

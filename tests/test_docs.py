@@ -1,4 +1,4 @@
-"""README and docs: every Python block runs, every command parses, every public name has its place in the reference."""
+"""README and docs: every Python block runs, every command parses, and the reference has every public name."""
 
 import doctest
 import os
@@ -27,14 +27,23 @@ SETUP = {
     "main job": "python3 -m venv .venv && .venv/bin/pip install . && .venv/bin/cifarnets demo",
     "tests": "python3 -m venv .venv && .venv/bin/pip install -e '.[dev]' && .venv/bin/python -m pytest",
 }
-PUBLIC = (cifarnets, cifarnets.datasets, cifarnets.models, cifarnets.training, cifarnets.errors, viz)
+PUBLIC = (
+    cifarnets,
+    cifarnets.datasets,
+    cifarnets.models,
+    cifarnets.training,
+    cifarnets.recipes,
+    cifarnets.distillation,
+    cifarnets.errors,
+    viz,
+)
 
 
 class PyconParser(PythonCodeBlockParser):
-    """Doctests in blocks marked `pycon`, whose prompts the pages' highlighter knows; `python` blocks are plain code."""
+    """Doctests in blocks marked `pycon`, a language of the pages' highlighter; `python` blocks are plain code."""
 
     def __init__(self) -> None:
-        # NUMBER: figures are compared to the digits that the page shows.
+        # NUMBER compares figures to as many digits as the page shows.
         super().__init__(doctest_optionflags=doctest.ELLIPSIS | NUMBER)
         self.codeblock_parser = CodeBlockParser("pycon", self._no_prompt)
 
@@ -51,7 +60,7 @@ def blocks(page: Path, language: str) -> list[str]:
 
 
 def runnable_pages() -> list[object]:
-    """Pages with Python in them; those that use the real images carry the mark."""
+    """Pages with Python; those that use the real images have the mark `cifar10`."""
     params = []
     for page in PAGES:
         code = "\n".join(blocks(page, "python") + blocks(page, "pycon"))
@@ -63,7 +72,7 @@ def runnable_pages() -> list[object]:
 
 @pytest.fixture
 def _one_thread() -> Iterator[None]:
-    """Nets this small gain little from a second thread, and lose much where the cores have other work."""
+    """Nets this small gain little from a second thread, and lose much on a busy machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -78,7 +87,7 @@ def test_python_blocks_run_in_order(
     if request.node.get_closest_marker("cifar10"):
         request.getfixturevalue("real_root")
     known = dict(cifarnets.models.registry._MODELS)
-    monkeypatch.setattr(cifarnets.models.registry, "_MODELS", known)  # a page may register a model of its own
+    monkeypatch.setattr(cifarnets.models.registry, "_MODELS", known)  # a page may register a model
     monkeypatch.chdir(tmp_path)
     for example in SYBIL.parse(page).examples():
         example.evaluate()
@@ -87,7 +96,7 @@ def test_python_blocks_run_in_order(
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_pictures_exist_and_are_made_by_the_page_that_shows_them(page: Path) -> None:
     for picture in re.findall(r"!\[.*?\]\((.*?)\)", page.read_text(encoding="utf-8")):
-        assert (page.parent / picture).is_file(), f"{page.name} shows {picture}, which is not there"
+        assert (page.parent / picture).is_file(), f"{page.name} shows {picture}, which does not exist"
         code = "\n".join(blocks(page, "pycon"))
         assert f'"{Path(picture).name}")' in code, f"no block of {page.name} makes {picture}"
 
@@ -140,7 +149,9 @@ def test_the_readme_sets_up_a_fresh_machine_with_two_commands() -> None:
 def test_ci_installs_as_the_readme_says() -> None:
     if not (ROOT / ".ci").is_dir():
         pytest.skip("not a checkout: .ci is not part of the source distribution")
-    assert re.search(r"pip install (-q )?-e '\.\[dev\]'", (ROOT / ".ci" / "run").read_text(encoding="utf-8"))
+    assert "\nmake setup\n" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    setup = (ROOT / "Makefile").read_text(encoding="utf-8").split("\nsetup:", 1)[1].split("\n\n", 1)[0]
+    assert re.search(r"-m venv .*\n.*pip install (-q )?-e '\.\[dev\]'", setup)
 
 
 def test_the_steps_of_the_article_are_complete() -> None:
@@ -150,25 +161,20 @@ def test_the_steps_of_the_article_are_complete() -> None:
 
 
 def public_names() -> dict[str, str]:
-    """Each public name, with the one under which the reference describes it: `cifarnets.save` is in `models`."""
+    """Each public name, and the name under which the reference describes it: `cifarnets.save` is in `models`."""
     names: dict[str, str] = {}
     for module in PUBLIC:
         for name in exported(module):
             value = getattr(module, name)
-            # A name that several modules export is described with the most particular of them.
+            # If a package exports a name too, the reference describes it on the page of the package.
             homes = [m for m in PUBLIC[1:] if name in exported(m) and getattr(m, name) is value]
-            described = f"{(homes or [module])[0].__name__}.{name}"
-            if not isinstance(value, ModuleType) and described in sys.modules:
-                described += (
-                    f".{name}"  # a function of the same name as its file, which a reader of sources finds first
-                )
-            names[f"{module.__name__}.{name}"] = described
+            names[f"{module.__name__}.{name}"] = f"{(homes or [module])[0].__name__}.{name}"
     del names["cifarnets.__version__"]  # described in a sentence
     return names
 
 
 def exported(module: ModuleType) -> list[str]:
-    """`__all__`, or what is defined in a module that has none."""
+    """`__all__`, or the names that a module without one defines."""
     here = module.__name__
     defined = [name for name, value in vars(module).items() if getattr(value, "__module__", None) == here]
     return getattr(module, "__all__", None) or [name for name in defined if not name.startswith("_")]
@@ -178,7 +184,7 @@ def test_the_reference_names_every_public_name() -> None:
     directives: set[str] = set()
     for page in (ROOT / "docs" / "reference").glob("*.md"):
         directives |= set(re.findall(r"^::: (\S+)$", page.read_text(encoding="utf-8"), re.MULTILINE))
-    whole = "cifarnets.errors."  # its directive has no `members: false` and brings all that is in the module
+    whole = "cifarnets.errors."  # its directive shows all members of the module
     missing = {name for name in public_names().values() if name not in directives and not name.startswith(whole)}
     assert not missing, f"not in docs/reference: {', '.join(sorted(missing))}"
 
@@ -195,6 +201,8 @@ def test_the_site_builds_strictly_and_has_every_public_name(tmp_path: Path) -> N
     inventory = (tmp_path / "site" / "objects.inv").read_bytes().split(b"\n", 4)[4]
     objects = {line.split()[0] for line in zlib.decompress(inventory).decode().splitlines()}
     assert set(public_names().values()) - objects == set()
-    # The pages ask no other host for anything: no font, script or style from elsewhere.
+    # The pages ask no other host for anything: no font, script or style from elsewhere, no number of stars.
     for page in (tmp_path / "site").rglob("*.html"):
-        assert not re.search(r'(?:src|<link[^>]*href)="(?:https?:)?//', page.read_text(encoding="utf-8")), page
+        html = page.read_text(encoding="utf-8")
+        assert not re.search(r'(?:src|<link (?!rel="canonical")[^>]*href)="(?:https?:)?//', html), page
+        assert 'data-md-component="source"' not in html, page

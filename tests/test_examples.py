@@ -1,4 +1,4 @@
-"""Every script in examples/ runs as it stands, in a process of its own, with warnings as errors."""
+"""Every script in examples/ runs unchanged, in a separate process, with warnings as errors."""
 
 import os
 import subprocess
@@ -25,7 +25,7 @@ def run(folder: Path, name: str, *words: str) -> str:
 
 
 @pytest.mark.cifar10
-def test_article_tells_the_story_from_data_to_accuracy(tmp_path: Path, real_root: Path) -> None:
+def test_article_goes_from_the_data_to_the_accuracy(tmp_path: Path, real_root: Path) -> None:
     output = run(tmp_path, "article.py", "--epochs", "1", "--data-root", str(real_root))
     assert "15,000 training and 3,000 test images of airplane, automobile, ship" in output
     assert "Epoch 1, Training loss 1.2" in output
@@ -36,14 +36,14 @@ def test_article_tells_the_story_from_data_to_accuracy(tmp_path: Path, real_root
 
 def test_own_model_is_trained_saved_and_loaded(tmp_path: Path) -> None:
     output = run(tmp_path, "own_model.py", "--epochs", "1", "--out", "kept/net.safetensors")
-    assert "loaded back, it agrees: True" in output
+    assert "The loaded model gives the same result: True" in output
     assert (tmp_path / "kept" / "net.safetensors").is_file()
 
 
-def test_own_callback_prints_every_epoch_and_stops_the_fit(tmp_path: Path) -> None:
+def test_new_callback_prints_every_epoch_and_stops_the_fit(tmp_path: Path) -> None:
     output = run(tmp_path, "callbacks.py", "--epochs", "5", "--limit", "1000")
     assert "epoch 1: weights moved by" in output
-    assert "ended after 1 of at most 5 epochs" in output
+    assert "stopped after 1 of at most 5 epochs" in output
 
 
 @pytest.mark.cifar10

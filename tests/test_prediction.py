@@ -1,7 +1,5 @@
-"""Every kind of picture reaches the model as the same pixels, and what is no picture says so."""
+"""What a model sees in pictures, and the features of its layers."""
 
-import io
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,15 +8,12 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from cifarnets import features, load, models, predict, prediction, save
 from cifarnets.datasets import CIFAR10Normalized, ImageDataset, normalize
-from cifarnets.errors import DataNotFoundError, InputError, UnknownNameError
+from cifarnets.errors import InputError, UnknownNameError
 
-ORIENTATION = 0x0112
 UNIT: dict[str, Any] = {"mean": (0, 0, 0), "std": (1, 1, 1), "device": "cpu"}
 """Constants that leave pictures as they are."""
 
@@ -36,14 +31,6 @@ class Spy(nn.Module):
         return self.logits.expand(len(x), -1)
 
 
-def seen(picture: Any, **options: Any) -> Tensor:
-    """What the model is shown of one picture, `[C, 32, 32]`."""
-    spy = Spy()
-    predict(spy, picture, **{**UNIT, **options})
-    assert len(spy.seen) == 1
-    return spy.seen[0]
-
-
 def drawn(height: int = 32, width: int = 32, channels: int = 3) -> np.ndarray[Any, Any]:
     """Noise over a slope: uint8 `[H, W, C]`, no two orientations of which are alike."""
     slope = np.linspace(0, 150, height)[:, None, None] + np.linspace(0, 50, width)[None, :, None]
@@ -53,135 +40,6 @@ def drawn(height: int = 32, width: int = 32, channels: int = 3) -> np.ndarray[An
 
 def as_unit(pixels: np.ndarray[Any, Any]) -> Tensor:
     return torch.from_numpy(pixels.astype(np.float32)).permute(2, 0, 1) / 255
-
-
-def encoded(picture: PIL.Image.Image, kind: str, **options: Any) -> PIL.Image.Image:
-    """As it comes out of a file."""
-    file = io.BytesIO()
-    picture.save(file, kind, **options)
-    return PIL.Image.open(io.BytesIO(file.getvalue()))
-
-
-class TestPictures:
-    @pytest.mark.parametrize("size", [(32, 32), (48, 40), (7, 9)], ids=str)
-    def test_every_kind_of_the_same_picture_is_seen_alike(self, size: tuple[int, int], tmp_path: Path) -> None:
-        pixels = drawn(*size)
-        picture = PIL.Image.fromarray(pixels)
-        picture.save(tmp_path / "a.png")
-        tensor = torch.from_numpy(pixels).permute(2, 0, 1)
-        expected = seen(pixels)
-        assert expected.shape == (3, 32, 32)
-        if size == (32, 32):
-            assert torch.equal(expected, as_unit(pixels))
-        kinds: dict[str, Any] = {
-            "path": tmp_path / "a.png",
-            "string": str(tmp_path / "a.png"),
-            "PIL": picture,
-            "RGBA": picture.convert("RGBA"),
-            "read-only array": np.asarray(picture),
-            "reversed strides": np.ascontiguousarray(pixels[::-1])[::-1],
-            "Fortran order": np.asfortranarray(pixels),
-            "tensor": tensor,
-            "contiguous tensor": tensor.contiguous(),
-            "float array": pixels.astype(np.float32) / np.float32(255),
-            "float tensor": tensor.float() / 255,
-            "tensor with a gradient": (tensor.float() / 255).requires_grad_(),
-        }
-        for name, kind in kinds.items():
-            assert torch.equal(seen(kind), expected), name
-        torch.testing.assert_close(seen(pixels / 255), expected)  # float64
-        torch.testing.assert_close(seen((pixels / 255).astype(">f4")), expected)
-        torch.testing.assert_close(seen((tensor / 255).half()), expected, atol=1e-3, rtol=0)
-
-    def test_a_grey_picture_is_shown_on_every_channel(self, tmp_path: Path) -> None:
-        pixels = drawn(channels=1)
-        picture = PIL.Image.fromarray(pixels[..., 0])
-        assert picture.mode == "L"
-        picture.save(tmp_path / "grey.png")
-        expected = as_unit(pixels).expand(3, -1, -1)
-        tensor = torch.from_numpy(pixels[..., 0])[None]
-        for kind in (picture, tmp_path / "grey.png", pixels, pixels[..., 0], tensor, tensor / 255):
-            assert torch.equal(seen(kind), expected)
-
-    def test_a_model_of_one_channel_is_shown_greys(self) -> None:
-        one = {"mean": (0,), "std": (1,)}
-        picture = PIL.Image.fromarray(drawn())
-        expected = as_unit(np.array(picture.convert("L"))[..., None])
-        for kind in (picture, picture.convert("L"), np.array(picture.convert("L"))):
-            assert torch.equal(seen(kind, **one), expected)
-
-    def test_palettes_are_looked_up_and_transparency_is_dropped(self) -> None:
-        picture = PIL.Image.fromarray(drawn()).convert("P", palette=PIL.Image.Palette.ADAPTIVE)
-        expected = as_unit(np.array(picture.convert("RGB")))
-        assert torch.equal(seen(picture), expected)
-        transparent = encoded(picture, "PNG", transparency=bytes(range(256)))
-        assert transparent.mode == "P"
-        assert torch.equal(seen(transparent), expected)
-
-        half = PIL.Image.fromarray(drawn()).convert("RGBA")
-        half.putalpha(128)
-        assert torch.equal(seen(half), as_unit(drawn()))
-
-    def test_sixteen_bits_are_scaled_and_not_clipped(self, tmp_path: Path) -> None:
-        grey = drawn(channels=1)[..., 0]
-        PIL.Image.fromarray(grey.astype(np.uint16) << 8).save(tmp_path / "deep.png")
-        deep = PIL.Image.open(tmp_path / "deep.png")
-        assert deep.mode == "I;16"
-        for kind in (deep, tmp_path / "deep.png"):
-            assert torch.equal(seen(kind), as_unit(grey[..., None]).expand(3, -1, -1))
-
-    @pytest.mark.parametrize("orientation", range(1, 9))
-    @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
-    def test_a_camera_s_rotation_is_undone(self, orientation: int, kind: str, tmp_path: Path) -> None:
-        turned = {
-            1: lambda p: p,
-            2: np.fliplr,
-            3: lambda p: np.rot90(p, 2),
-            4: np.flipud,
-            5: lambda p: p.transpose(1, 0, 2),
-            6: lambda p: np.rot90(p, -1),
-            7: lambda p: np.rot90(p.transpose(1, 0, 2), 2),
-            8: np.rot90,
-        }[orientation]
-        exif = PIL.Image.Exif()
-        exif[ORIENTATION] = orientation
-        PIL.Image.fromarray(drawn(40, 48)).save(tmp_path / "photo", kind, exif=exif)
-        expected = seen(np.ascontiguousarray(turned(drawn(40, 48))))
-        assert torch.equal(seen(tmp_path / "photo"), expected)
-        with PIL.Image.open(tmp_path / "photo") as opened:
-            assert torch.equal(seen(opened), expected)
-
-    @pytest.mark.parametrize("size", [(64, 64), (100, 37), (33, 500), (5, 6), (1, 1)], ids=str)
-    def test_other_sizes_are_resized_as_pil_does_with_antialiasing(self, size: tuple[int, int]) -> None:
-        pixels = drawn(*size)
-        resized = PIL.Image.fromarray(pixels).resize((32, 32), PIL.Image.Resampling.BILINEAR)
-        # PIL rounds to whole numbers, once for the height and once for the width.
-        torch.testing.assert_close(seen(pixels), as_unit(np.array(resized)), atol=1.5 / 255, rtol=0)
-
-    def test_a_fine_pattern_becomes_grey_instead_of_stripes(self) -> None:
-        board = np.indices((256, 256)).sum(0) % 2 * 255
-        assert (seen(board.astype(np.uint8)) - 0.5).abs()[:, 1:-1, 1:-1].max() < 0.01
-
-    def test_what_resizing_rounds_above_one_is_taken(self) -> None:
-        white = torch.nn.functional.interpolate(torch.ones(1, 3, 40, 43), (32, 32), mode="bilinear", antialias=True)[0]
-        white[0, 0, 0] = 1 + 2**-20
-        assert seen(white).max() == pytest.approx(1)
-
-    @settings(derandomize=True, deadline=None, max_examples=40)
-    @given(
-        height=st.integers(1, 80),
-        width=st.integers(1, 80),
-        value=st.lists(st.integers(0, 255), min_size=3, max_size=3),
-    )
-    def test_one_colour_stays_that_colour_at_any_size(self, height: int, width: int, value: list[int]) -> None:
-        pixels = np.broadcast_to(np.array(value, np.uint8), (height, width, 3))
-        expected = (torch.tensor(value) / 255)[:, None, None].expand(3, 32, 32)
-        torch.testing.assert_close(seen(pixels), expected)
-
-    def test_constants_are_applied_channel_by_channel(self) -> None:
-        mean, std = (0.1, 0.2, 0.3), (0.5, 0.25, 2.0)
-        expected = (as_unit(drawn()) - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
-        torch.testing.assert_close(seen(drawn(), mean=mean, std=std), expected)
 
 
 class TestAnswers:
@@ -198,6 +56,13 @@ class TestAnswers:
         assert [round(probability, 3) for _, probability in answer] == [0.980, 0.018, 0.002]
         halves = predict(Spy(5, 3, 2), drawn(), 3, **UNIT)
         assert [round(probability, 2) for _, probability in halves] == [0.84, 0.11, 0.04]
+
+    def test_constants_are_applied_channel_by_channel(self) -> None:
+        mean, std = (0.1, 0.2, 0.3), (0.5, 0.25, 2.0)
+        expected = (as_unit(drawn()) - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+        spy = Spy()
+        predict(spy, drawn(), mean=mean, std=std, device="cpu")
+        torch.testing.assert_close(spy.seen[0], expected)
 
     def test_the_likeliest_come_first_with_their_names(self) -> None:
         answer = predict(Spy(0, 3, 1, 2), drawn(), 3, classes=["a", "b"], **UNIT)
@@ -279,105 +144,6 @@ class TestAnswers:
 
 
 class TestRefuses:
-    def test_a_file_that_is_not_there(self, tmp_path: Path) -> None:
-        with pytest.raises(DataNotFoundError, match=r"there is no file '.*cat.png'"):
-            predict(Spy(), tmp_path / "cat.png", **UNIT)
-        with pytest.raises(FileNotFoundError):
-            predict(Spy(), "cat.png", **UNIT)
-
-    @pytest.mark.parametrize(
-        ("content", "message"),
-        [
-            (b"", r"'.*file.png' is not a picture that can be read \(0 bytes\)"),
-            (b"This is text.\n" * 200, r"not a picture that can be read \(2,800 bytes\)"),
-            (b"\x89PNG\r\n\x1a\n", "not a picture that can be read"),
-        ],
-        ids=["empty", "text", "signature"],
-    )
-    def test_a_file_that_is_no_picture(self, content: bytes, message: str, tmp_path: Path) -> None:
-        (tmp_path / "file.png").write_bytes(content)
-        with pytest.raises(InputError, match=message):
-            predict(Spy(), tmp_path / "file.png", **UNIT)
-
-    @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "BMP", "WEBP"])
-    def test_a_picture_cut_short(self, kind: str, tmp_path: Path) -> None:
-        PIL.Image.fromarray(drawn(64, 64)).save(tmp_path / "whole", kind)
-        content = (tmp_path / "whole").read_bytes()
-        assert seen(tmp_path / "whole").shape == (3, 32, 32)
-        (tmp_path / "cut").write_bytes(content[: len(content) // 2])
-        with pytest.raises(InputError, match=r"cut'"):
-            predict(Spy(), tmp_path / "cut", **UNIT)
-
-    def test_a_decoder_that_fails_in_a_way_of_its_own(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        def stumble(_: object) -> None:
-            raise SyntaxError("frame 0")  # as PIL's AVIF decoder does
-
-        PIL.Image.fromarray(drawn()).save(tmp_path / "a.png")
-        monkeypatch.setattr("PIL.ImageFile.ImageFile.load", stumble)
-        with pytest.raises(InputError, match=r"cannot read the picture '.*a.png': frame 0"):
-            predict(Spy(), tmp_path / "a.png", **UNIT)
-        with (
-            PIL.Image.open(tmp_path / "a.png") as opened,
-            pytest.raises(InputError, match="cannot use the picture: frame 0"),
-        ):
-            predict(Spy(), opened, **UNIT)
-
-    @settings(derandomize=True, deadline=None, max_examples=60)
-    @given(data=st.data(), kind=st.sampled_from(["PNG", "JPEG", "GIF", "BMP"]))
-    def test_a_damaged_picture_raises_nothing_else(
-        self, data: st.DataObject, kind: str, tmp_path_factory: pytest.TempPathFactory
-    ) -> None:
-        path = tmp_path_factory.getbasetemp() / "damaged"
-        PIL.Image.fromarray(drawn(20, 20)).save(path, kind)
-        content = bytearray(path.read_bytes())
-        for _ in range(data.draw(st.integers(1, 3))):
-            # Beyond the fields of the size, which could ask for a great deal of memory.
-            content[data.draw(st.integers(26, len(content) - 1))] = data.draw(st.integers(0, 255))
-        path.write_bytes(content)
-        try:
-            assert seen(path).shape == (3, 32, 32)
-        except InputError as error:
-            assert "damaged'" in str(error)  # noqa: PT017 (either outcome is right)
-
-    def test_a_folder_and_a_file_without_permission(self, tmp_path: Path) -> None:
-        with pytest.raises(InputError, match=r"cannot read the picture .*: .*directory"):
-            predict(Spy(), tmp_path, **UNIT)
-        if os.name == "posix" and os.geteuid():
-            (tmp_path / "locked.png").touch(mode=0)
-            with pytest.raises(InputError, match=r"cannot read the picture .*Permission denied"):
-                predict(Spy(), tmp_path / "locked.png", **UNIT)
-
-    @pytest.mark.parametrize(
-        ("picture", "message"),
-        [
-            (np.zeros(3072, np.uint8), r"must be \[H, W\] or \[H, W, C\] as an array.*, not \[3072\]"),
-            (np.zeros((2, 2, 2, 2, 3), np.uint8), r"not \[2, 2, 2, 2, 3\]"),
-            (np.zeros((0, 32, 3), np.uint8), r"not \[0, 32, 3\]"),
-            (torch.zeros(32, 32), r"\[C, H, W\] as a tensor, not \[32, 32\]"),
-            (torch.zeros(3, 32, 0), r"not \[3, 32, 0\]"),
-            (PIL.Image.new("RGB", (0, 5)), "a picture must be"),
-            (np.zeros((32, 32, 4), np.uint8), "the model takes 3 channels, and the picture has 4"),
-            (torch.zeros(32, 32, 3), "the model takes 3 channels, and the picture has 32"),
-            (np.zeros((32, 32, 3), np.int64), r"must be uint8, or float in 0..1, not int64"),
-            (np.zeros((32, 32, 3), bool), "not bool"),
-            (np.array([["cat"]]), "not <U3"),
-            (torch.zeros(3, 32, 32, dtype=torch.int32), "must be uint8, or float in 0..1, not torch.int32"),
-            (np.full((32, 32, 3), 255.0), r"must be in 0..1 \(this one: 255 … 255\); pass uint8 for 0..255"),
-            (torch.full((3, 32, 32), -0.5), r"\(this one: -0.5 … -0.5\)"),
-            (torch.full((3, 32, 32), float("nan")), r"must be in 0..1 \(this one: nan … nan\)"),
-            (PIL.Image.new("F", (32, 32)), "mode 'F' does not say what is white"),
-            (PIL.Image.new("I", (32, 32)), "mode 'I' does not say what is white"),
-            (PIL.Image.new("La", (32, 32)), "cannot use the picture"),
-            (None, "must be a path, a PIL image, an array or a tensor .*not NoneType"),
-            (b"cat.png", "not bytes"),
-            ((path for path in ["cat.png"]), r"\(several go in a list\), not generator"),
-        ],
-        ids=lambda value: None if isinstance(value, str) else type(value).__name__,
-    )
-    def test_what_is_no_picture(self, picture: Any, message: str) -> None:
-        with pytest.raises(InputError, match=message):
-            predict(Spy(), picture, **UNIT)
-
     @pytest.mark.parametrize("topk", [0, -1, 3])
     def test_topk_out_of_range(self, topk: int) -> None:
         with pytest.raises(InputError, match=f"topk must be between 1 and 2, the number of classes, not {topk}"):
@@ -402,7 +168,7 @@ class TestRefuses:
             predict(Spy(0, 1), drawn(), classes=("a", "b", "c"), **UNIT)
 
     def test_answers_that_are_no_numbers(self) -> None:
-        with pytest.raises(InputError, match="the model answers NaN or infinity for 1 of 1 images"):
+        with pytest.raises(InputError, match="the model gives NaN or infinity for 1 of 1 images"):
             predict(Spy(0, float("nan")), drawn(), **UNIT)
 
 
@@ -454,7 +220,7 @@ def test_features_of_every_family(name: str, layer: str | None, shape: tuple[int
 def test_many_pictures_go_through_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     model, pictures = load("convnet.cifar3"), torch.rand(7, 3, 32, 32)
     whole = predict(model, pictures, topk=3), features(model, pictures, "conv1")
-    monkeypatch.setattr(prediction, "BATCH", 3)
+    monkeypatch.setattr(prediction, "BATCH_SIZE", 3)
     seen: list[int] = []
     model.conv1.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
     parts = predict(model, pictures, topk=3), features(model, pictures, "conv1")

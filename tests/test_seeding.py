@@ -2,6 +2,8 @@
 
 import io
 import random
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cifarnets.errors import InputError
 from cifarnets.seeding import generator, restore_rng, rng_state, seed_everything
 
 Draws = tuple[float, float, list[float]]
@@ -124,3 +127,57 @@ def test_real_cuda_numbers_go_on() -> None:
     expected = torch.rand(4, device="cuda")
     restore_rng(state)
     assert torch.equal(torch.rand(4, device="cuda"), expected)
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.int32, np.uint8, torch.tensor])
+def test_numpys_whole_numbers_are_seeds_too(kind: Callable[[int], int]) -> None:
+    seed_everything(3)
+    expected = draw()
+    seed_everything(kind(3))
+    assert draw() == expected
+    assert numbers(kind(3), kind(4)) == numbers(3, 4)
+    assert numbers(np.int64(-1)) == numbers(-1)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("seed", [1.0, "1", None, [1]])
+def test_what_is_no_whole_number(seed: Any) -> None:
+    for use in (seed_everything, generator):
+        with pytest.raises(InputError, match="a seed must be a whole number, not"):
+            use(seed)
+
+
+@pytest.mark.parametrize("seed", [2**64, -(2**63) - 1, 10**5000], ids=["high", "low", "huge"])
+def test_seeds_beyond_64_bits(seed: int) -> None:
+    with pytest.raises(InputError, match=r"a seed must be from -2\^63 to 2\^64 - 1, not"):
+        seed_everything(seed)
+
+
+def test_the_default_device_has_no_say() -> None:
+    expected = numbers(1, 2)
+    with torch.device("meta"):
+        assert generator(1, 2).device.type == "cpu"
+    assert numbers(1, 2) == expected
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"python": (3, (1, 2), None)},
+        {"python": None},
+        {"numpy": ("MT19937",)},
+        {"numpy": ("MT19937", torch.zeros(5), 0, 0, 0.0)},
+        {"torch": torch.zeros(3, dtype=torch.uint8)},
+        {"torch": None},
+    ],
+    ids=str,
+)
+def test_a_damaged_state_is_refused_as_a_whole(damage: dict[str, object]) -> None:
+    seed_everything(0)
+    state = rng_state()
+    expected = draw()
+    restore_rng(state)
+    with pytest.raises(InputError, match="the state of the random numbers is damaged"):
+        restore_rng({**rng_state(), **damage})
+    with pytest.raises(InputError, match="damaged"):
+        restore_rng({})
+    assert draw() == expected

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from cifarnets import models
 from cifarnets.datasets import CIFAR10Normalized, ImageDataset
 from cifarnets.errors import InputError, MissingExtraError, OutputError
-from cifarnets.viz import show, show_maps
+from cifarnets.viz import show, show_kernels, show_maps
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -48,6 +48,31 @@ class TestShow:
             torch.testing.assert_close(drawn(show(unit))[0], upright / 255)
         for half in (torch.bfloat16, torch.float16):
             torch.testing.assert_close(drawn(show((image / 255).to(half)))[0], upright / 255, atol=4e-3, rtol=0)
+
+    def test_arrays_are_shown_too(self, image: Tensor) -> None:
+        upright = image.permute(1, 2, 0)
+        array = upright.numpy()
+        assert torch.equal(drawn(show(array))[0], upright)
+        torch.testing.assert_close(drawn(show(array / 255))[0], upright / 255)
+        for grey in (array[..., 0], array[..., :1]):
+            assert torch.equal(drawn(show(grey))[0], upright[..., 0])
+        assert torch.equal(drawn(show(np.stack([array, array[::-1]])))[1], upright.flip(0))
+        for wrong in (np.zeros((32, 32, 2)), np.zeros(5), np.zeros((4, 4), complex), np.array([["a"]])):
+            with pytest.raises(InputError, match=r"an array is shown as \[H, W\], \[H, W, 1\] or \[H, W, 3\]"):
+                show(wrong)
+
+    def test_weights_are_no_images(self) -> None:
+        with pytest.raises(InputError, match=r"the weights of a layer are no images: use cifarnets.viz.show_kernels"):
+            show(nn.Conv2d(3, 4, 5).weight)
+
+    @pytest.mark.parametrize(
+        ("count", "rows", "columns"), [(16, 4, 4), (4, 2, 2), (12, 3, 4), (20, 4, 5), (32, 4, 8), (64, 8, 8)]
+    )
+    def test_rows_are_full_where_they_can_be(self, count: int, rows: int, columns: int) -> None:
+        figure = show(torch.zeros(count, 3, 2, 2))
+        grid = figure.axes[0].get_gridspec()
+        assert (grid.nrows, grid.ncols) == (rows, columns)
+        assert len(figure.axes) == count
 
     def test_values_outside_are_clipped(self) -> None:
         shown = drawn(show(torch.tensor([-1.0, 0.25, 2.0]).view(3, 1, 1)))[0]
@@ -104,7 +129,7 @@ class TestShow:
                 show(nothing)
         others: list[Any] = [(torch.zeros(3, 8, 8), 3), "plane.png", 5]  # the first is an item of a dataset
         for other in others:
-            with pytest.raises(InputError, match=r"a picture is a PIL image or a tensor, not (int|str)"):
+            with pytest.raises(InputError, match=r"a picture is a PIL image, a tensor or an array, not (int|str)"):
                 show(other)
 
     def test_constants_belong_together_and_fit_the_channels(self, image: Tensor) -> None:
@@ -143,6 +168,43 @@ class TestShowMaps:
     def test_what_is_not_of_one_image_is_refused(self, shape: tuple[int, ...]) -> None:
         with pytest.raises(InputError, match=r"feature maps of one image are \[C, H, W\] or \[1, C, H, W\], not"):
             show_maps(torch.zeros(shape))
+
+
+class TestShowKernels:
+    def test_kernels_of_colours_are_coloured(self) -> None:
+        weight = models.create("convnet").conv1.weight
+        figure = show_kernels(weight)
+        assert len(drawn(figure)) == 16
+        for kernel, found in zip(weight.detach(), drawn(figure), strict=True):
+            low, high = kernel.min(), kernel.max()
+            torch.testing.assert_close(found, ((kernel - low) / (high - low)).permute(1, 2, 0))
+
+    def test_others_are_a_table_of_outputs_and_inputs(self) -> None:
+        weight = torch.zeros(2, 4, 3, 3)
+        weight[1, 2], weight[0, 0] = 2.0, -1.0
+        figure = show_kernels(weight)
+        grid = figure.axes[0].get_gridspec()
+        assert (grid.nrows, grid.ncols) == (2, 4)
+        assert titles(figure)[6] == "1, 2"
+        assert [float(picture[0, 0]) for picture in drawn(figure)] == [0.25, 0.5, 0.5, 0.5, 0.5, 0.5, 1.0, 0.5]
+
+    def test_weights_of_zero(self) -> None:
+        assert drawn(show_kernels(torch.zeros(1, 3, 2, 2)))[0].max() == 0
+
+    @pytest.mark.parametrize("shape", [(4,), (16, 32), (4, 3, 3), (0, 3, 5, 5)])
+    def test_what_is_no_convolution(self, shape: tuple[int, ...]) -> None:
+        with pytest.raises(InputError, match=r"a convolution are \[outputs, inputs, height, width\], not"):
+            show_kernels(torch.zeros(shape))
+        with pytest.raises(InputError, match="a tensor is needed here, not Conv2d"):
+            show_kernels(nn.Conv2d(3, 4, 5))  # type: ignore[arg-type]
+
+    def test_too_many(self) -> None:
+        with pytest.raises(InputError, match=r"4,096 kernels are too many for one figure: pass a part, such as weight"):
+            show_kernels(torch.zeros(64, 64, 3, 3))
+
+    def test_maps_that_are_kernels_say_what_to_call(self) -> None:
+        with pytest.raises(InputError, match=r"pass maps\[0\], and for the weights .* use cifarnets.viz.show_kernels"):
+            show_maps(models.create("convnet").conv1.weight)
 
 
 class TestFiles:
@@ -200,3 +262,8 @@ def test_no_window_and_no_global_state(image: Tensor) -> None:
     before = "matplotlib.pyplot" in sys.modules
     show(image)
     assert ("matplotlib.pyplot" in sys.modules) == before
+
+
+def test_a_figure_has_no_window(image: Tensor) -> None:
+    with pytest.raises(InputError, match="this figure has no window: end a notebook's cell with it, or save it"):
+        show(image).show()

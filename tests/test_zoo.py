@@ -39,8 +39,19 @@ def test_the_golden_pictures_are_drawn_ones() -> None:
 def test_the_tables_are_those_of_the_index(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     assert zoo.with_table(text, zoo.build_index()) == text
-    rows = re.findall(r"^\| `([\w.]+)` \|.*\| `cifarnets train --recipe ([\w.]+) --seed \d+` \|$", text, re.MULTILINE)
-    assert sorted(rows) == [(name, name) for name in NAMES]
+    tables = text.split(zoo.MARKS[0])[1].split(zoo.MARKS[1])[0].strip().split("\n\n")
+    for rows in (re.findall(r"^\| `([\w.]+)` \|", part, re.MULTILINE) for part in tables):
+        assert sorted(rows) == NAMES
+    assert len(tables) == 2
+
+
+def test_a_table_says_of_one_seed_that_it_is_one() -> None:
+    seeds = {name: len(row["seeds"]) for name, row in zoo.build_index().items()}
+    assert 1 in seeds.values()
+    for name, count in seeds.items():
+        row = re.search(rf"^\| `{re.escape(name)}` \|.*$", zoo.table(zoo.build_index()), re.MULTILINE)
+        assert row is not None
+        assert ("one seed" in row[0], "±" in row[0]) == (count == 1, count > 1)
 
 
 def test_a_page_without_marks_is_refused() -> None:

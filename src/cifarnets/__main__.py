@@ -1,7 +1,8 @@
-"""`python -m cifarnets` is the command `cifarnets`."""
+"""`python -m cifarnets`, which is the command `cifarnets`."""
 
 import sys
 
 from cifarnets.cli import main
 
-sys.exit(main())
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,4 +1,4 @@
-"""A batch of labelled images."""
+"""A batch, as the datasets serve it and the training engine takes it."""
 
 from typing import NamedTuple
 
@@ -6,12 +6,12 @@ from torch import Tensor
 
 
 class Batch(NamedTuple):
-    """Images and labels of one step.
+    """The images of one step, or one process's part of them.
 
     Attributes:
-        images: `[B, C, H, W]`: all images of the batch, or the shard of one of several processes.
-        labels: int64 `[B]`, or the weights of the classes, float32 `[B, K]`.
-        size: Images in the whole batch, over all processes.
+        images: float32 `[B, C, H, W]`.
+        labels: int64 `[B]`, or float32 `[B, K]` where labels are mixed or soft.
+        size: How many images the whole batch has, over all processes.
     """
 
     images: Tensor

@@ -4,7 +4,7 @@ import os
 
 import torch
 
-from cifarnets.errors import InputError
+from cifarnets.errors import InputError, brief
 
 
 def resolve_device(device: str | torch.device = "auto") -> torch.device:
@@ -15,10 +15,14 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
     Raises:
         InputError: torch does not know the name, or this machine has no such device.
     """
+    if not isinstance(device, (str, torch.device)):
+        raise InputError(f"device must be a name, such as 'auto' or 'cpu', or a torch.device, not {brief(device)}.")
     if device == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda", _cuda_index())
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    if device == "cpu":  # is always here
+        return torch.device("cpu")
     try:
         resolved = torch.device(device)
         torch.empty(0, device=resolved)

@@ -13,20 +13,16 @@ unless `MALLOC_…` or `GLIBC_TUNABLES` say otherwise. After the fit the memory 
 """
 
 import contextlib
-import ctypes
 import functools
 import os
-import platform
 import sys
 import threading
 from collections.abc import Iterator
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from cifarnets._device import cpu_has_bf16
+if TYPE_CHECKING:
+    import torch
 
 SWITCH = "CIFARNETS_TUNE"
 DEFAULTS = {"THP_MEM_ALLOC_ENABLE": "1", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
@@ -53,7 +49,7 @@ def set_environment() -> None:
 
 
 @contextlib.contextmanager
-def kept_memory(device: torch.device) -> Iterator[None]:
+def kept_memory(device: "torch.device") -> Iterator[None]:
     """Keep freed memory for the next batch until the block ends (CPU of a Linux system with glibc)."""
     libc = _libc() if device.type == "cpu" and is_tuned() else None
     if libc is None:
@@ -84,17 +80,28 @@ def _libc() -> Any:
     chosen = any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ)
     if sys.platform != "linux" or chosen:
         return None
+    import ctypes
+
     libc = ctypes.CDLL(None)
     return libc if hasattr(libc, "mallopt") and hasattr(libc, "malloc_trim") else None
 
 
-def machine(device: torch.device) -> dict[str, Any]:
+def machine(device: "torch.device") -> dict[str, Any]:
     """Describe the machine that a run is on, for its folder."""
+    import platform
+
+    import torch
+
     return {"platform": platform.platform(), "device": str(device), "threads": torch.get_num_threads()}
 
 
 def describe_machine() -> str:
     """One line with what a reader needs to compare speeds with another machine's."""
+    import platform
+    from importlib.metadata import version
+
+    import torch
+
     threads = f"{torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)}"
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{_processor()}, {threads}"
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "cifarnets"))
@@ -103,6 +110,12 @@ def describe_machine() -> str:
 
 def _processor() -> str:
     """The CPU's own name where the system has it, its widest vectors, and bf16 where it computes in that."""
+    import platform
+
+    import torch
+
+    from cifarnets._device import cpu_has_bf16
+
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     bf16 = ", bf16" if cpu_has_bf16() else ""

@@ -1,38 +1,25 @@
-"""The command line, thin: parse, call, print."""
+"""The command line: its commands, their options, and what an exit status means.
+
+`cifarnets.commands` does the work. It imports torch, which takes seconds. This module does not, so the help, the
+version and a misspelt command are answered at once.
+"""
 
 import argparse
+import contextlib
 import json
 import os
-import shlex
-import subprocess
+import signal
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict, replace
-from datetime import datetime
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
-import cifarnets
-from cifarnets.datasets import (
-    ARTICLE_MEAN,
-    ARTICLE_STD,
-    BatchLoader,
-    CIFAR10Normalized,
-    ImageDataset,
-    SyntheticCIFAR10,
-    cifar_subset,
-    download_cifar10,
-)
-from cifarnets.errors import CifarNetsError, DataCorruptError, DownloadError, InputError, OutputError
-from cifarnets.inference import TTA
-from cifarnets.models.catalog import Sort
-from cifarnets.models.metadata import get_meta
-from cifarnets.recipes import Recipe, Run, load_recipe, run_recipe
-from cifarnets.recipes.recipe import recipe_name
-from cifarnets.training import ArticleLog
-from cifarnets.training.precision import Precision
-from cifarnets.training.schedules import SCHEDULES
-from cifarnets.weights.index import mean_and_std
+from cifarnets._terminal import in_options, printable
+from cifarnets.errors import CifarNetsError
+from cifarnets.version import __version__
+
+DESCRIPTION = "Nets for CIFAR-10: train them, evaluate them, and classify pictures with the released ones."
 
 EXAMPLES = """\
 examples:
@@ -40,406 +27,297 @@ examples:
   cifarnets download                                   fetch CIFAR-10 (170 MB) once
   cifarnets list 'conv*'
   cifarnets list --pretrained --sort accuracy
-  cifarnets predict convnet plane.png ship.jpg --topk 3
-  cifarnets verify                                     are the released weights what they are said to be?
+  cifarnets predict resnet20 plane.png ship.jpg --topk 3
+  cifarnets predict resnet20 photos --csv              every picture in a folder
+  cifarnets verify                                     are the weights the released ones?
   cifarnets train convnet --classes airplane,automobile,ship --epochs 100 --out runs/convnet
-  cifarnets train --recipe convnet.cifar3 --seed 1
-  cifarnets evaluate runs/convnet/model.safetensors
-  cifarnets predict runs/convnet/model.safetensors plane.png ship.jpg --topk 3
+  cifarnets train --recipe convnet.cifar3 --seed 1     `cifarnets recipes` lists them
+  cifarnets evaluate runs/convnet
+  cifarnets predict runs/convnet plane.png ship.jpg --topk 3
 
 CIFAR-10 is looked for in --data-root; without it in $CIFARNETS_DATA; without both in the user's cache folder.
-Exit status: 0 success, 1 failure, 2 bad usage, 130 interrupted by Ctrl-C.
+Exit status: 0 success, 1 failure, 2 bad usage, 130 stopped by Ctrl-C, 143 stopped by SIGTERM.
 """
 
-
-class _UsageError(InputError):
-    """Words that make no sense together."""
+INTERRUPTED = 130
+"""The exit status after Ctrl-C, as a shell reports it."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
 
+    Examples:
+        >>> from cifarnets.cli import main
+        >>> main(["list", "fcnet"])
+        fcnet                 3,738,506 parameters  ...
+        0
+
     Args:
-        arguments: Words after `cifarnets`; None takes them from the command line.
+        arguments: The words after `cifarnets`; None takes them from the command line.
 
     Returns:
-        The exit status: 0, 1 for an error that the user can mend, 2 for words that do not go together, 130 after
+        The exit status: 0; 1 for an error that the user can mend; 2 for options that do not go together; 130 after
         Ctrl-C.
 
     Raises:
-        SystemExit: 2, from argparse, when the words make no sense; 0 after `--help` and `--version`.
+        SystemExit: 2, from argparse, for words that it does not know; 0 after `--help` and `--version`; 143 after
+            SIGTERM has stopped a training.
     """
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a terminal or file that cannot say × gets a question mark, no traceback
-            stream.reconfigure(errors="replace", line_buffering=True)  # so that `tail -f` sees each line
-    options = _parser().parse_args(arguments)
+        if hasattr(stream, "reconfigure"):
+            # A terminal or file that has no × shows a question mark; line by line, so that `tail -f` sees each.
+            stream.reconfigure(errors="replace", line_buffering=True)
+    flags: dict[str, str] = {}
     try:
-        status = int(options.command(options) or 0)
+        with _ctrl_c_kills():  # some options come with torch
+            options = parse(arguments)
+        if options.command is None:
+            parse(["--help"])
+        flags = options.flags
+        with _ctrl_c_kills():
+            from cifarnets import commands
+        status = int(commands.COMMANDS[options.command](options) or 0)
         sys.stdout.flush()  # here, where a reader that has gone is no failure
         return status
     except CifarNetsError as error:
-        print(f"cifarnets: {error}", file=sys.stderr)
-        return 2 if isinstance(error, _UsageError) else 1
+        print(f"cifarnets: {printable(in_options(str(error), flags), keep=chr(10))}", file=sys.stderr)
+        return getattr(error, "exit_status", 1)
     except KeyboardInterrupt:
-        return 130
+        return INTERRUPTED
     except BrokenPipeError:
         # The reader (head, less) has gone; what is still to be flushed must not go into the closed pipe.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
 
 
-def _list(options: argparse.Namespace) -> None:
-    if options.sort == "accuracy" and not options.pretrained:
-        raise _UsageError("only released weights have an accuracy to sort by: add --pretrained.")
-    names = cifarnets.models.list_models(
-        options.pattern,
-        pretrained=options.pretrained,
-        max_params=options.max_params,
-        max_macs=options.max_macs,
-        sort=options.sort,
-    )
-    found = [cifarnets.models.info(name) for name in names]
-    if options.json:
-        _print_json([asdict(model) for model in found])
+@contextlib.contextmanager
+def _ctrl_c_kills() -> Iterator[None]:
+    """Let Ctrl-C end the program at once, without a word; torch cannot be left half imported."""
+    usual = signal.getsignal(signal.SIGINT)
+    is_main_thread = threading.current_thread() is threading.main_thread()
+    if "torch" in sys.modules or usual is not signal.default_int_handler or not is_main_thread:
+        yield
         return
-    if not found:
-        everything = "cifarnets list --pretrained" if options.pretrained else "cifarnets list"
-        raise InputError(f"nothing matches {options.pattern!r} within these limits; `{everything}` shows all.")
-    for model in found:
-        words = _accuracy(model.release) if options.pretrained and model.release else model.description
-        print(f"{model.name:<20} {model.parameters:>10,} parameters  {words}")
-
-
-def _accuracy(release: cifarnets.models.Release) -> str:
-    """The accuracy of released weights in words."""
-    text = f"accuracy {mean_and_std(release.accuracy, release.accuracy_std)}"
-    if release.tta_accuracy is not None:
-        text += f", {mean_and_std(release.tta_accuracy, release.tta_accuracy_std)} with {release.tta}"
-    return f"{text} (seeds {', '.join(map(str, release.seeds))})"
-
-
-def _info(options: argparse.Namespace) -> None:
-    model = cifarnets.models.info(options.name)
-    if options.json:
-        _print_json({**asdict(model), "macs": model.macs})
-        return
-    print(f"{model.name}: {model.description}\n")
-    print("arguments of create():")
-    for key, value in model.config.items():
-        print(f"  {key} = {value!r}")
-    release = model.release
-    if release is not None:
-        print(f"\nreleased weights ({release.size:,} bytes), `create({model.name!r}, pretrained=True)`:")
-        print(f"  test images: {_accuracy(release)}")
-        print(f"  this file (seed {release.seed}): accuracy {release.file_accuracy:.4f}, ECE {release.file_ece:.4f}")
-        print(f"  classes: {', '.join(release.classes)}")
-        print(f"  normalised with mean {release.mean}, std {release.std}")
-        print(f"  {release.milliseconds:.2f} ms an image, {release.milliseconds_batch:.3f} ms in batches of 1,000")
-        print(f"  ({release.measured})")
-        print(f"  trained by: cifarnets train --recipe {model.name} --seed {release.seed}")
-    print(f"\n{cifarnets.models.summary(cifarnets.models.create(options.name))}")
-
-
-def _verify(options: argparse.Namespace) -> int:
-    checks = []
-    for name in options.names or cifarnets.models.list_models(pretrained=True):
-        for check in cifarnets.verify(name, options.data_root, device=options.device):
-            checks.append(check)
-            verdict = {True: "ok", False: "FAILED", None: "-"}[check.passed]
-            if not options.json:
-                print(f"{check.name:<16} {check.what:<14} {verdict:<7} {check.detail}", flush=True)
-    failed = [check for check in checks if check.passed is False]
-    if options.json:
-        _print_json([asdict(check) for check in checks])
-    elif failed:
-        print(f"{len(failed)} of {len(checks)} checks failed.", file=sys.stderr)
-    return int(bool(failed))
-
-
-def _download(options: argparse.Namespace) -> None:
-    folder = download_cifar10(options.data_root)
-    CIFAR10Normalized(folder, train=True)
-    CIFAR10Normalized(folder, train=False)
-    print(f"CIFAR-10 is in {folder}, and every batch is the published one.")
-
-
-def _train(options: argparse.Namespace) -> int:
-    said = {key: getattr(options, key) for key in options.changes if hasattr(options, key)}
-    if options.name is None and options.recipe is None:
-        if options.resume is None:
-            raise _UsageError(
-                "name a model of `cifarnets list`, a recipe (--recipe NAME), or a run to go on with (--resume DIR)."
-            )
-        if said:
-            words = ", ".join(options.changes[key] for key in said)
-            raise _UsageError(f"a run goes on with the recipe that it was started with; drop {words}.")
-        recipe = None
-    else:
-        recipe = _recipe(options, said)
-    if options.resume is not None and options.out is not None:
-        raise _UsageError("a run is gone on with in its own folder: --resume names it already, so drop --out.")
-    folder = options.resume or options.out
-    if folder is None:
-        folder = _new_folder(Path("runs") / (options.name or recipe_name(options.recipe)))
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
-        result = run_recipe(
-            recipe,
-            folder,
-            resume=options.resume is not None,
-            root=options.data_root,
-            device=options.device,
-            callbacks=[] if options.quiet else [ArticleLog()],
-            checkpoint_every=options.checkpoint_every,
-            progress=not options.quiet,
-        )
-    except KeyboardInterrupt:
-        if (folder / "checkpoint.safetensors").is_file():
-            print(f"Stopped at once. Go on from the last checkpoint with:\n  {_going_on(folder, options.data_root)}")
-        raise
-    if result.evaluations:  # in the process that writes
-        for name, evaluation in result.evaluations.items():
-            print(f"Accuracy {name}: {evaluation.accuracy:.4f}")
-        print(f"The run is in {folder}: {', '.join(sorted(path.name for path in result.folder.iterdir()))}")
-    return _ended(result, options)
+        yield
+    finally:
+        signal.signal(signal.SIGINT, usual)
 
 
-def _recipe(options: argparse.Namespace, said: dict[str, Any]) -> Recipe:
-    """The recipe that was asked for, with what was said beside it changed."""
-    if options.name is not None and options.recipe is not None:
-        raise _UsageError(f"name a model ({options.name}) or a recipe ({options.recipe}), not both.")
-    recipe = Recipe(options.name) if options.recipe is None else load_recipe(options.recipe)
-    changes = dict(said)
-    if "num_classes" in said:
-        changes["config"] = {**recipe.config, "num_classes": changes.pop("num_classes")}
-    if "classes" in said:
-        changes["classes"] = tuple(said["classes"].split(","))
-    for key in ("optimizer_options", "schedule_options", "augment", "distill"):
-        if key in said:
-            changes[key] = {**getattr(recipe, key), **dict(said[key])}
-    return replace(recipe, **changes)
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the words of a command line.
 
+    Only the chosen command is given its options, since some of them come from modules that take long to import.
 
-def _evaluate(options: argparse.Namespace) -> None:
-    model = cifarnets.load(options.weights)
-    meta = get_meta(model)
-    assert meta is not None  # load gives registered models only
-    mean, std = meta.mean or ARTICLE_MEAN, meta.std or ARTICLE_STD
-    train = options.split == "train"
-    full: ImageDataset
-    if meta.training.get("synthetic"):
-        full = SyntheticCIFAR10(train, mean=mean, std=std)
-    else:
-        full = CIFAR10Normalized(options.data_root, train=train, mean=mean, std=std)
-    dataset = cifar_subset(full, meta.classes) if meta.classes else full
-    result = cifarnets.evaluate(
-        model, BatchLoader(dataset, 1000, device=options.device), device=options.device, tta=options.tta
-    )
-    if options.json:
-        _print_json(result.to_dict())
-    else:
-        print(result)
+    Examples:
+        >>> from cifarnets.cli import parse
+        >>> parse(["train", "convnet", "--lr", "0.1"]).lr
+        0.1
 
+    Args:
+        arguments: The words after `cifarnets`; None takes them from the command line.
 
-def _predict(options: argparse.Namespace) -> None:
-    model = cifarnets.load(options.weights)
-    answers: Any = cifarnets.predict(model, options.images, options.topk, device=options.device, tta=options.tta)
-    named = list(zip(options.images, answers, strict=True))
-    if options.json:
-        _print_json([{"image": image, "top": answer} for image, answer in named])
-        return
-    for image, answer in named:
-        print(f"{image}: " + ", ".join(f"{name} {probability:.3f}" for name, probability in answer))
+    Returns:
+        The value of each option; `command`, which is None if there is none; and `flags`, which has the option for each
+        argument of the library.
 
-
-def _demo(options: argparse.Namespace) -> int:
-    """The main job, end to end: data, training, evaluation, a file, the file read back, pictures."""
-    synthetic = not _find_cifar10(options)
-    names = ("airplane", "automobile", "ship")
-    recipe = Recipe(
-        model="convnet",
-        classes=cifarnets.datasets.SyntheticCIFAR10(train=False, size=10).classes[:3] if synthetic else names,
-        epochs=options.epochs,
-        optimizer_options={"momentum": 0.9},
-        synthetic=synthetic,
-    )
-    folder = options.out or _new_folder(Path("cifarnets-demo"))
-    print(
-        f"Training the article's net ({', '.join(recipe.classes)}; {recipe.epochs} epochs, SGD, lr 0.01, momentum 0.9)"
-    )
-    result = run_recipe(recipe, folder, root=options.data_root, device=options.device, callbacks=[ArticleLog(every=1)])
-    print(f"\nOn the test images:\n{result.evaluations['test']}\n")
-
-    path = result.folder / "model.safetensors"
-    model = cifarnets.load(path)
-    test = recipe.dataset(False, options.data_root)
-    again = cifarnets.evaluate(model, BatchLoader(test, 1000, device=options.device), device=options.device)
-    if again != result.evaluations["test"]:
-        raise CifarNetsError(f"the model read back from {path} does not agree with the one that was saved.")
-    print(f"Saved, loaded back, and both agree: {path} ({path.stat().st_size:,} bytes)\n")
-
-    shown = [int((test.labels == label).nonzero()[0]) for label in range(3)]
-    answers: Any = cifarnets.predict(model, test.images[shown], topk=2, device=options.device)
-    for index, answer in zip(shown, answers, strict=True):
-        guesses = ", ".join(f"{name} {probability:.2f}" for name, probability in answer)
-        print(f"test image {index}, {test.classes[int(test.labels[index])]}: {guesses}")
-
-    print(f"\nEverything lies in {result.folder.resolve()}:")
-    contents = {
-        "run.json": "what was run, with versions and seed",
-        "history.csv": "loss and accuracy of every epoch",
-        "model.safetensors": "the weights; cifarnets.load() needs nothing else",
-        "evaluation.json": "accuracy, calibration and confusion on training and test images",
-    }
-    for name, meaning in contents.items():
-        print(f"  {name:<18} {meaning}")
-    return _ended(result, options)
-
-
-def _find_cifar10(options: argparse.Namespace) -> bool:
-    """Whether CIFAR-10 is there, after a short try to download it; says in one line where it is, or why not."""
-    root = cifarnets.datasets.cifar10.data_root(options.data_root)
-    if not cifarnets.datasets.cifar10.is_complete(root):
-        try:
-            download_cifar10(root, time_limit=45)
-        except (DataCorruptError, DownloadError, OutputError) as error:
-            reason = " ".join(str(error).split())
-            print(f"No CIFAR-10 here, and no download: {reason} Drawing a synthetic set instead.")
-            return False
-    print(f"CIFAR-10: {root}")
-    return True
-
-
-def _new_folder(stem: Path) -> Path:
-    """The stem with the time behind it, and a number too if a run was started in the same second."""
-    dated = f"{stem}-{datetime.now():%Y%m%d-%H%M%S}"
-    names = [dated, *(f"{dated}-{number}" for number in range(2, 100))]
-    return next(path for path in map(Path, names) if not path.exists())
-
-
-def _ended(result: Run, options: argparse.Namespace) -> int:
-    if result.interrupted and result.evaluations:  # in the process that writes
-        data_root = None if result.recipe.synthetic else options.data_root
-        print(
-            f"Stopped after {len(result.history)} of {result.recipe.epochs} epochs. Go on from the very batch with:\n"
-            f"  {_going_on(result.folder, data_root)}"
-        )
-    return 130 if result.interrupted else 0
-
-
-def _going_on(folder: Path, data_root: Path | None) -> str:
-    """The command that goes on with a run."""
-    words = ["cifarnets", "train", "--resume", str(folder)]
-    if data_root is not None:
-        words += ["--data-root", str(data_root)]
-    return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
-
-
-def _print_json(content: Any) -> None:
-    print(json.dumps(content, indent=2))
-
-
-def _parser() -> argparse.ArgumentParser:
+    Raises:
+        SystemExit: 2 for words that make no sense; 0 after `--help` and `--version`.
+    """
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    chosen = next((word for word in words if not word.startswith("-")), None)
     style: Any = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser("cifarnets", description=cifarnets.__doc__, epilog=EXAMPLES, formatter_class=style)
-    parser.add_argument("--version", action="version", version=f"cifarnets {cifarnets.__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    parser = argparse.ArgumentParser("cifarnets", description=DESCRIPTION, epilog=EXAMPLES, formatter_class=style)
+    parser.add_argument("--version", action="version", version=f"cifarnets {__version__}")
+    parser.set_defaults(flags={})
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command")
+    for name, (summary, add_options) in COMMANDS.items():
+        command = commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
+        if name == chosen:
+            options = _Options(command)
+            add_options(options)
+            command.set_defaults(flags=options.flags)
+    return parser.parse_args(words)
 
-    as_json = argparse.ArgumentParser(add_help=False)
-    as_json.add_argument("--json", action="store_true", help="print JSON, for scripts")
-    data = argparse.ArgumentParser(add_help=False)
-    data.add_argument("--data-root", type=Path, metavar="DIR", help="the folder that holds cifar-10-batches-py")
-    device = argparse.ArgumentParser(add_help=False)
-    device.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps … (default: auto)")
 
-    def command(name: str, function: Any, summary: str, parents: Sequence[argparse.ArgumentParser] = ()) -> Any:
-        made = commands.add_parser(name, help=summary, description=f"{summary}.", parents=parents)
-        made.set_defaults(command=function)
-        return made
+class _Options:
+    """The options of one command; notes which of them stands for which argument of the library."""
 
-    demo = command("demo", _demo, "train, evaluate, save, load and predict, in under two minutes", [data, device])
-    demo.add_argument("--epochs", type=_positive, default=10, help="default: 10")
-    demo.add_argument("--out", type=Path, metavar="DIR", help="where everything goes (default: a new folder here)")
+    def __init__(self, parser: argparse.ArgumentParser) -> None:
+        self._parser = parser
+        self._group: Any = parser
+        self.flags: dict[str, str] = {}
 
-    listing = command("list", _list, "list the models", [as_json])
-    listing.add_argument("pattern", nargs="?", default="*", help="a shell pattern, such as 'conv*'")
-    listing.add_argument("--pretrained", action="store_true", help="list released weights, with their accuracy")
-    listing.add_argument("--max-params", type=_positive, metavar="N", help="at most so many parameters")
-    listing.add_argument("--max-macs", type=_positive, metavar="N", help="at most so many multiply-adds an image")
-    listing.add_argument("--sort", choices=get_args(Sort), default="name", help="accuracy: of released weights only")
+    def heading(self, title: str) -> None:
+        """List the options that follow under a title of their own."""
+        self._group = self._parser.add_argument_group(title)
 
-    info = command("info", _info, "show arguments and layers, and what is known of released weights", [as_json])
-    info.add_argument("name", help="a model, or released weights")
+    def add(self, *names: str, **settings: Any) -> None:
+        action = self._group.add_argument(*names, **settings)
+        if action.option_strings:
+            self.flags[action.dest] = action.option_strings[0]
 
-    check = command("verify", _verify, "check released weights: bytes, logits, accuracy", [as_json, data])
-    check.add_argument("--device", default="cpu", help="default: cpu, where the logits were computed")
-    check.add_argument("names", nargs="*", metavar="NAME", help="released weights (default: all)")
+    def add_data_root(self) -> None:
+        self.add("--data-root", type=Path, metavar="DIR", help="the folder that holds cifar-10-batches-py")
 
-    command("download", _download, "fetch CIFAR-10 and check it", [data])
+    def add_device(self, default: str = "auto", note: str = "") -> None:
+        self.add("--device", default=default, help=f"auto, cpu, cuda, cuda:1, mps … (default: {default}{note})")
 
-    train = command("train", _train, "train a model on CIFAR-10 and keep the run in a folder", [data, device])
-    train.add_argument("name", nargs="?", help="a model of `cifarnets list`")
-    train.add_argument("--recipe", metavar="NAME", help="train as a recipe says: a name, or a TOML file")
-    train.add_argument("--out", type=Path, metavar="DIR", help="run folder (default: runs/NAME-DATE-TIME)")
-    train.add_argument(
-        "--resume", type=Path, metavar="DIR", help="go on with the run in this folder; with NAME, start it if it is new"
+    def add_json(self) -> None:
+        self.add("--json", action="store_true", help="print JSON, for scripts")
+
+    def add_model(self) -> None:
+        self.add(
+            "weights", metavar="MODEL", help="released weights, a .safetensors file, a run folder, or hf://owner/repo"
+        )
+
+    def add_tta(self) -> None:
+        from cifarnets.inference import TTA
+
+        self.add("--tta", choices=get_args(TTA), help="test-time augmentation: the mean over several views")
+
+
+def _demo(options: _Options) -> None:
+    options.add("--epochs", type=_positive, default=10, metavar="N", help="passes over the images (default: 10)")
+    options.add("--out", type=Path, metavar="DIR", help="where everything goes (default: a new folder here)")
+    options.add_data_root()
+    options.add_device()
+
+
+def _list(options: _Options) -> None:
+    from cifarnets.models.catalog import Sort
+
+    options.add("pattern", nargs="?", default="*", help="a shell pattern, such as 'conv*'")
+    options.add("--pretrained", action="store_true", help="list released weights, with their accuracy")
+    options.add("--max-params", type=_positive, metavar="N", help="leave out those with more parameters")
+    options.add("--max-macs", type=_positive, metavar="N", help="leave out those with more multiply-adds an image")
+    options.add("--sort", choices=get_args(Sort), default="name", help="by accuracy: released weights only")
+    options.add_json()
+
+
+def _recipes(options: _Options) -> None:
+    options.add("pattern", nargs="?", default="*", help="a shell pattern, such as 'conv*'")
+    options.add_json()
+
+
+def _info(options: _Options) -> None:
+    options.add("name", help="a model, or released weights")
+    options.add_json()
+
+
+def _verify(options: _Options) -> None:
+    options.add("names", nargs="*", metavar="NAME", help="released weights (default: all)")
+    options.add_data_root()
+    options.add_device("cpu", ", where the logits were computed")
+    options.add_json()
+
+
+def _download(options: _Options) -> None:
+    options.add_data_root()
+
+
+def _evaluate(options: _Options) -> None:
+    options.add_model()
+    options.add("--split", choices=("test", "train"), default="test", help="which images (default: test)")
+    options.add_tta()
+    options.add_data_root()
+    options.add_device()
+    options.add_json()
+
+
+def _predict(options: _Options) -> None:
+    options.add_model()
+    options.add(
+        "images",
+        nargs="+",
+        metavar="IMAGE",
+        help="picture files of any size, folders, patterns such as 'photos/*.jpg', or - for names on standard input",
     )
-    train.add_argument("--quiet", action="store_true", help="no progress bar, and no line every ten epochs")
-    train.add_argument(
-        "--checkpoint-every", type=_positive, metavar="N", help="batches between checkpoints (default: one an epoch)"
+    options.add("--topk", type=int, default=1, metavar="K", help="classes to name (default: 1)")
+    options.add("--classes", type=_list_of(str), metavar="A,B,…", help="for a model that does not know their names")
+    options.add("--mean", type=_list_of(float), metavar="X,X,X", help="for a model that does not know its constants")
+    options.add("--std", type=_list_of(float), metavar="X,X,X", help="the same")
+    options.add_tta()
+    options.add_device()
+    options.heading("what to print (default: a line of text for each picture)")
+    options.add("--csv", action="store_true", help="a table: image, rank, class, probability")
+    options.add("--jsonl", action="store_true", help="a JSON object in a line for each picture")
+    options.add("--json", action="store_true", help="one JSON array")
+
+
+WHAT = ("config", "classes", "val", "synthetic", "augment", "distill")
+FAST = ("precision", "compile", "channels_last", "deterministic")
+"""The fields of a recipe under two headings of `cifarnets train --help`; all others stand between them."""
+
+SPELLINGS = {"optimizer_options": "--option", "schedule_options": "--schedule-option"}
+"""The options whose names are not those of the recipe's fields."""
+
+
+def _train(options: _Options) -> None:
+    import dataclasses
+
+    from cifarnets._fields import help_of, hints_of
+    from cifarnets.recipes import Recipe
+
+    options.add("name", nargs="?", metavar="MODEL", help="a model of `cifarnets list`")
+    options.add("--recipe", metavar="NAME", help="train as a recipe says: one of `cifarnets recipes`, or a TOML file")
+    options.add("--out", type=Path, metavar="DIR", help="run folder (default: runs/NAME-DATE-TIME)")
+    options.add(
+        "--resume", type=Path, metavar="DIR", help="resume the run in this folder; with MODEL, start it if it is new"
     )
-    # What is not said is not there, so that it can be told from what is: defaults are those of the recipe.
-    unsaid: Any = {"default": argparse.SUPPRESS}
-    switch: Any = {"action": "store_true", **unsaid}
-    pairs: Any = {"type": _option, "action": "append", "metavar": "K=V", **unsaid}
-    what = train.add_argument_group("what to train on (beside --recipe, these change it)")
-    what.add_argument("--classes", metavar="A,B,…", help="these classes only, relabelled from 0", **unsaid)
-    what.add_argument("--num-classes", type=_positive, metavar="N", help="outputs (default: one a class)", **unsaid)
-    what.add_argument("--val", type=int, metavar="N", help="hold out N training images and evaluate on them", **unsaid)
-    what.add_argument("--synthetic", help="drawn pictures, which need no data", **switch)
-    what.add_argument("--augment", help="flip=random, translate=2, cutout=8, mixup=0.2, cutmix=1.0", **pairs)
-    what.add_argument("--distill", help="teacher=NAME, share=0.5, temperature=2: learn its answers too", **pairs)
-    how = train.add_argument_group("how (the defaults are the article's, but for 20 epochs instead of 100)")
-    how.add_argument("--epochs", type=_positive, help="default: 20", **unsaid)
-    how.add_argument("--batch-size", type=_positive, help="default: 64", **unsaid)
-    how.add_argument("--drop-last", help="leave out a last batch that is not full", **switch)
-    how.add_argument("--optimizer", help="one of torch, such as adamw, or convmuon (default: sgd)", **unsaid)
-    how.add_argument("--lr", type=float, help="learning rate, or its peak (default: 0.01)", **unsaid)
-    how.add_argument("--option", dest="optimizer_options", help="of the optimizer: momentum=0.9", **pairs)
-    how.add_argument(
-        "--no-decay-biases",
-        dest="decay_biases",
-        action="store_false",
-        help="no weight decay on biases and normalisation",
-        **unsaid,
+    options.add("--quiet", action="store_true", help="print results and errors only, no progress")
+    options.add(
+        "--checkpoint-every", type=_positive, metavar="N", help="batches between checkpoints (default: an epoch)"
     )
-    how.add_argument("--schedule", choices=list(SCHEDULES), help="of the learning rate, per batch", **unsaid)
-    how.add_argument("--schedule-option", dest="schedule_options", help="of the schedule: warmup=0.1", **pairs)
-    how.add_argument("--label-smoothing", type=float, metavar="X", help="default: 0", **unsaid)
-    how.add_argument("--accumulate", type=_positive, metavar="N", help="batches an optimizer step", **unsaid)
-    how.add_argument("--clip-norm", type=float, metavar="X", help="limit of the norm of all gradients", **unsaid)
-    how.add_argument("--ema", type=float, metavar="DECAY", help="evaluate and save a moving average", **unsaid)
-    how.add_argument("--tta", choices=get_args(TTA), help="evaluate with test-time augmentation too", **unsaid)
-    how.add_argument("--seed", type=_seed, help="default: 0", **unsaid)
-    fast = train.add_argument_group("how fast")
-    fast.add_argument("--precision", choices=get_args(Precision), help="default: fp32", **unsaid)
-    fast.add_argument("--compile", help="torch.compile the model", **switch)
-    fast.add_argument("--channels-last", help="[N, H, W, C] in memory", **switch)
-    fast.add_argument("--deterministic", help="deterministic algorithms only", **switch)
-    actions = [action for group in (what, how, fast) for action in group._group_actions]
-    train.set_defaults(changes={action.dest: action.option_strings[-1] for action in actions})
+    options.add_data_root()
+    options.add_device()
+    hints, texts = hints_of(Recipe), help_of(Recipe)
+    defaults = {field.name: field.default for field in dataclasses.fields(Recipe)}
+    how = [name for name in hints if name not in ("model", *WHAT, *FAST)]
+    groups = {
+        "what to train on (these change a recipe)": WHAT,
+        "how (the defaults are the article's, but for 20 epochs instead of 100)": how,
+        "how fast": FAST,
+    }
+    for title, names in groups.items():
+        options.heading(title)
+        for name in names:
+            flag = SPELLINGS.get(name, "--" + name.replace("_", "-"))
+            shown = texts[name].replace("%", "%%") + _default(defaults[name])
+            # None means that the option was not given: the recipe's own value stays.
+            options.add(flag, dest=name, default=None, help=shown, **_settings(hints[name]))
+            if name == "config":
+                options.add("--num-classes", type=_positive, metavar="N", help="outputs (default: one a class)")
 
-    views = argparse.ArgumentParser(add_help=False)
-    views.add_argument("--tta", choices=get_args(TTA), help="test-time augmentation: the mean of several views")
 
-    evaluate = command("evaluate", _evaluate, "measure a weight file on CIFAR-10", [data, device, views, as_json])
-    evaluate.add_argument("weights", help="released weights, a .safetensors file, or hf://owner/repo")
-    evaluate.add_argument("--split", choices=("test", "train"), default="test", help="default: test")
+def _settings(hint: Any) -> dict[str, Any]:
+    """How argparse reads the values of a field, from its type hint."""
+    from cifarnets._fields import from_text, kind_of, name_of, without_none
 
-    predict = command("predict", _predict, "classify pictures", [device, views, as_json])
-    predict.add_argument("weights", help="released weights, a .safetensors file, or hf://owner/repo")
-    predict.add_argument("images", nargs="+", metavar="IMAGE", help="picture files of any size")
-    predict.add_argument("--topk", type=int, default=1, metavar="K", help="classes to name (default: 1)")
-    return parser
+    hint = without_none(hint)
+    kind = kind_of(hint)
+    if kind is bool:
+        return {"action": argparse.BooleanOptionalAction}
+    if kind is Literal:
+        return {"choices": get_args(hint)}
+    if kind is Mapping:
+        return {"type": _pair, "action": "append", "metavar": "K=V"}
+
+    def read(text: str) -> Any:
+        try:
+            return from_text(text, hint)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"must be {name_of(hint)}, not {text!r}") from None
+
+    return {"type": read, "metavar": {int: "N", float: "X", str: "NAME"}.get(kind, "A,B,…")}
+
+
+def _default(value: Any) -> str:
+    """The end of a help text, where the default is a number or a name."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return ""
+    return f" (default: {value if isinstance(value, str) else format(value, 'g')})"
 
 
 def _positive(text: str) -> int:
@@ -452,21 +330,35 @@ def _positive(text: str) -> int:
     return value
 
 
-def _seed(text: str) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = -1
-    if not 0 <= value < 2**63:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 0 to 2^63 - 1, not {text!r}")
-    return value
+def _list_of(kind: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
+    def read(text: str) -> tuple[Any, ...]:
+        try:
+            return tuple(kind(part) for part in text.split(","))
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"must be numbers with commas between them, not {text!r}") from None
+
+    return read
 
 
-def _option(text: str) -> tuple[str, Any]:
+def _pair(text: str) -> tuple[str, Any]:
+    """A key and its value: JSON where it is that, else text."""
     key, equals, value = text.partition("=")
     if not key or not equals:
         raise argparse.ArgumentTypeError(f"must read KEY=VALUE, not {text!r}")
     try:
         return key, json.loads(value)
-    except ValueError:
+    except (ValueError, RecursionError):
         return key, value
+
+
+COMMANDS: dict[str, tuple[str, Callable[[_Options], None]]] = {
+    "demo": ("train, evaluate, save, load and predict, in under two minutes", _demo),
+    "list": ("list the models", _list),
+    "recipes": ("list the recipes that `cifarnets train --recipe` takes", _recipes),
+    "info": ("show the arguments and layers of a model, and the facts about released weights", _info),
+    "verify": ("check released weights: bytes, logits, accuracy", _verify),
+    "download": ("fetch CIFAR-10 and check it", _download),
+    "train": ("train a model on CIFAR-10 and keep the run in a folder", _train),
+    "evaluate": ("measure a model on CIFAR-10", _evaluate),
+    "predict": ("classify pictures", _predict),
+}

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cifarnets._checked import checked
 from cifarnets._device import resolve_device
 from cifarnets.datasets import BatchLoader
 from cifarnets.datasets.images import ImageDataset
@@ -17,6 +18,7 @@ from cifarnets.models.metadata import get_meta
 __all__ = ["soft_labels"]
 
 
+@checked
 def soft_labels(
     dataset: ImageDataset,
     teacher: nn.Module | str | os.PathLike[str],
@@ -57,7 +59,7 @@ def soft_labels(
         CifarNetsError: `load` cannot load the teacher.
     """
     numbers = all(isinstance(value, (int, float)) for value in (share, temperature))
-    if not numbers or not 0 <= share <= 1 or not temperature > 0:
+    if not numbers or not 0 <= share <= 1 or not 0 < temperature < 1e6:
         raise InputError(f"share must be within 0..1 and temperature above 0, not {share} and {temperature}.")
     if not isinstance(teacher, (nn.Module, str, os.PathLike)):
         raise InputError(f"a teacher is a model, a name or a path, not {teacher!r}.")

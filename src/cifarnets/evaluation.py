@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cifarnets._checked import checked
 from cifarnets._device import resolve_device
 from cifarnets.errors import InputError
 from cifarnets.inference import (
@@ -52,6 +53,7 @@ class Evaluation:
     confusion: tuple[tuple[int, ...], ...]
 
     @classmethod
+    @checked
     def from_logits(cls, logits: Tensor, labels: Tensor, classes: tuple[str, ...] | None = None) -> "Evaluation":
         """Evaluate logits `[N, K]` that are known already, against labels int64 `[N]`.
 
@@ -109,6 +111,7 @@ class Evaluation:
         return "\n".join(lines)
 
 
+@checked
 def evaluate(
     model: nn.Module, loader: Batches, *, device: str | torch.device = "auto", tta: TTA | None = None
 ) -> Evaluation:

@@ -1,10 +1,10 @@
 """The one gate where a model meets a batch: shapes, labels, eval mode, test-time augmentation, logits."""
 
 import contextlib
+import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
-from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from cifarnets._batch import Batch
 from cifarnets.errors import DivergedError, InputError
-from cifarnets.models.metadata import constants_of, get_meta, in_channels, input_dtype, size_of, unwrap
+from cifarnets.models.metadata import constants_of, get_meta, in_channels, size_of, unwrap
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 """Anything that gives `(images [B, C, H, W], labels [B])`: a BatchLoader, a DataLoader, a list."""
@@ -28,13 +28,14 @@ def collect_logits(
     Raises:
         InputError: There is no batch, or one does not fit the model; the message says which.
     """
-    logits, labels, dtype, channels = [], [], input_dtype(model), in_channels(model)
-    with eval_mode(model, device):
+    check_model(model)
+    logits, labels, channels = [], [], in_channels(model)
+    with eval_mode(model, device) as session:
         for number, pair in enumerate(batches, 1):
             with batch_context("batch {}", number):
                 batch = as_batch(pair)
                 check_batch(batch, channels)
-                logits.append(forward_logits(model, batch.images.to(device, dtype), tta))
+                logits.append(forward_logits(model, batch.images.to(device, session.dtype), tta))
             labels.append(batch.labels.to(device))
     if not labels:
         raise InputError("the loader gave no batch, so there is nothing to evaluate.")
@@ -60,6 +61,18 @@ def forward_logits(model: nn.Module, images: Tensor, tta: TTA | None = None) -> 
     padded = F.pad(images, (1, 1, 1, 1), mode="reflect")
     corners = (padded[:, :, :height, :width], padded[:, :, 2:, 2:])
     return both_sides(images) / 2 + (both_sides(corners[0]) + both_sides(corners[1])) / 4
+
+
+def check_model(model: object) -> None:
+    """Refuse what is no model.
+
+    Raises:
+        InputError: It is something else; for a name, the message says how to load it.
+    """
+    if isinstance(model, nn.Module):
+        return
+    hint = f": load it first, cifarnets.load({model!r})" if isinstance(model, (str, os.PathLike)) else ""
+    raise InputError(f"the model must be a torch.nn.Module, not {type(model).__name__} {model!r}{hint}.")
 
 
 def check_tta(tta: object) -> None:
@@ -189,8 +202,8 @@ def check_probabilities(probabilities: Tensor) -> None:
     Raises:
         InputError: There are some; the message says for how many images.
     """
-    broken = int(probabilities.isnan().any(1).sum())
-    if broken:
+    if probabilities.isnan().any():
+        broken = int(probabilities.isnan().any(1).sum())
         raise InputError(f"the model gives NaN or infinity for {broken} of {len(probabilities)} images.")
 
 
@@ -235,47 +248,72 @@ def name_outputs(classes: Sequence[str] | None, outputs: int) -> tuple[str, ...]
 
 
 @contextlib.contextmanager
-def eval_mode(model: nn.Module, device: torch.device) -> Iterator[None]:
+def eval_mode(model: nn.Module, device: torch.device) -> Iterator["Session"]:
     """Hold the model on `device`, in eval mode and without gradients, until the block ends.
 
     Several threads may be inside at once: the first one in switches the model, the last one out puts back what it
     was. A thread that asks for another device waits.
     """
-    with _changed:
-        while (session := _sessions.get(unwrap(model))) is not None and session.device != device:
+    key = id(unwrap(model))
+    with _lock:
+        while (session := _sessions.get(key)) is not None and session.device != device:
             _changed.wait()
         if session is None:
-            session = _sessions[unwrap(model)] = _Session(model, device)
+            session = _sessions[key] = Session(model, device)
         session.users += 1
     try:
         # Not inference_mode: nobody could train with a tensor that a loader or a model caches meanwhile.
         with torch.no_grad():
-            yield
+            yield session
     finally:
-        with _changed:
+        with _lock:
             session.users -= 1
             if not session.users:
-                del _sessions[unwrap(model)]
-                session.close(model)
+                del _sessions[key]
+                session.close()
                 _changed.notify_all()
 
 
-class _Session:
-    """One model while it is being evaluated, by one thread or more; remembers what it was."""
+class Session:
+    """One model while it is being evaluated, by one thread or more; remembers what it was.
+
+    Attributes:
+        device: Where the model is for now.
+        dtype: The dtype that it computes in: that of its first floating-point parameter.
+        users: Threads that are evaluating it.
+    """
 
     def __init__(self, model: nn.Module, device: torch.device) -> None:
         self.device = device
+        self.dtype = torch.float32
         self.users = 0
-        self._home = next((p.device for p in model.parameters() if not _is_on(p, device)), None)
-        self._training = [module for module in model.modules() if module.training]
+        self._model = model
+        self._home: torch.device | None = None
+        self._training: list[nn.Module] = []
+        parameters: list[Tensor] = []
+        # By hand, since `modules()` and `parameters()` take longer than a small net needs for one picture.
+        waiting, seen = [model], set()
+        while waiting:
+            module = waiting.pop()
+            if module in seen:
+                continue
+            seen.add(module)
+            if module.training:
+                self._training.append(module)
+            parameters += [parameter for parameter in module._parameters.values() if parameter is not None]
+            waiting += [child for child in reversed(module._modules.values()) if child is not None]
+        self.dtype = next((p.dtype for p in parameters if p.is_floating_point()), torch.float32)
+        if not (device.type == "cpu" and all(p.is_cpu for p in parameters)):
+            self._home = next((p.device for p in parameters if not _is_on(p, device)), None)
         if self._home is not None:
             model.to(device)
         if self._training:
             model.eval()
 
-    def close(self, model: nn.Module) -> None:
+    def close(self) -> None:
+        """Put the model back to what it was."""
         if self._home is not None:
-            model.to(self._home)
+            self._model.to(self._home)
         for module in self._training:
             module.training = True
 
@@ -284,5 +322,6 @@ def _is_on(tensor: Tensor, device: torch.device) -> bool:
     return tensor.device.type == device.type and device.index in (None, tensor.device.index)
 
 
-_sessions: "WeakKeyDictionary[nn.Module, _Session]" = WeakKeyDictionary()
-_changed = threading.Condition()
+_sessions: dict[int, Session] = {}
+_lock = threading.RLock()
+_changed = threading.Condition(_lock)

@@ -1,19 +1,23 @@
 """What is in a picture, and what a model sees in it."""
 
+import functools
+import math
+import os
 import threading
-from collections.abc import Sequence
-from typing import Any, TypeAlias
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias, overload
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from cifarnets._checked import checked
 from cifarnets._device import resolve_device
 from cifarnets.datasets.images import normalize
-from cifarnets.datasets.pictures import SIZE, Picture, to_picture
+from cifarnets.datasets.pictures import FORMATS, SIZE, Picture, to_picture, to_pictures
 from cifarnets.errors import InputError, unknown_name
-from cifarnets.inference import TTA, check_probabilities, eval_mode, forward_logits, name_outputs
-from cifarnets.models.metadata import get_meta, in_channels, input_dtype, unwrap
+from cifarnets.inference import TTA, check_model, check_probabilities, eval_mode, forward_logits, name_outputs
+from cifarnets.models.metadata import get_meta, unwrap
 
 Prediction: TypeAlias = list[tuple[str, float]]
 """Class names with their probabilities, the likeliest first."""
@@ -21,10 +25,14 @@ Prediction: TypeAlias = list[tuple[str, float]]
 BATCH_SIZE = 1000
 """Pictures that go through a model at a time."""
 
+_WHITE = torch.full((1, 1, 1), 255, dtype=torch.float32, device="cpu")
+"""A tensor, so that the quotient of uint8 is float32, whatever the default dtype is."""
 
+
+@checked
 def predict(
     model: nn.Module,
-    images: "Picture | Sequence[Picture]",
+    images: "Picture | Iterable[Picture]",
     topk: int = 1,
     *,
     classes: Sequence[str] | None = None,
@@ -35,140 +43,338 @@ def predict(
 ) -> Prediction | list[Prediction]:
     """Classify a picture, or several.
 
-    Pictures of any size are turned as their EXIF tag says, resized to 32×32 (bilinear, antialiased) and normalised
-    with the constants that the model was trained with, which travel with its weights. Transparency is dropped.
+    A picture of another size is resized (bilinear, antialiased), a photograph is turned as its EXIF tag says, and all
+    are normalised with the constants of the model's training, which are in its weight file. Colours are red, green,
+    blue: reverse what OpenCV reads (`image[..., ::-1]`).
 
     Examples:
-        >>> predict(model, "cat.png", topk=3)  # doctest: +SKIP
+        >>> import torch
+        >>> import cifarnets
+        >>> model = cifarnets.load("convnet")
+        >>> grey = torch.full((3, 32, 32), 128, dtype=torch.uint8)
+        >>> [name for name, probability in cifarnets.predict(model, grey, topk=2)]
+        ['airplane', 'ship']
+        >>> len(cifarnets.predict(model, [grey, grey]))
+        2
+        >>> cifarnets.predict(model, "cat.png", topk=3)  # doctest: +SKIP
         [('cat', 0.93), ('dog', 0.05), ('deer', 0.01)]
 
     Args:
         model: A trained model.
-        images: A path, a PIL image, a NumPy array `[H, W]` or `[H, W, C]`, or a tensor `[C, H, W]`: uint8, or float
-            in 0..1. A list of these, an array `[N, H, W, C]` or a tensor `[N, C, H, W]` for several.
+        images: One picture: a path, the bytes of a file, a file opened in binary mode, a PIL image, a NumPy array
+            `[H, W]` or `[H, W, C]`, or a tensor `[C, H, W]`, uint8 or float in 0..1. Or several: a list or an iterator
+            of these, an array `[N, H, W, C]`, a tensor `[N, C, H, W]`, or a folder: all pictures in it and in its
+            subfolders, in the order of their paths.
         topk: How many classes to name.
         classes: Names of the outputs, for a model that does not know them.
-        mean: Normalising constants, for a model that does not know them.
-        std: Likewise.
-        device: Where to compute.
+        mean: The mean of each channel of images in 0..1, for a model that does not know it.
+        std: The standard deviation of each channel, for a model that does not know it.
+        device: Where to compute; `"auto"` takes the first of CUDA, MPS and CPU that is there.
         tta: Test-time augmentation, as in `evaluate`.
 
     Returns:
-        `[(class, probability), …]`, likeliest first; for several pictures a list of these.
+        `[(class, probability), …]`, the likeliest first; for several pictures a list of these.
 
     Raises:
         DataNotFoundError: There is no such file.
-        InputError: A file is no picture, an array has an unusable shape or range, `topk` is out of range, there are
-            more classes than outputs, the model does not know its constants and none are given, or it answers NaN.
+        InputError: Something is no picture, and of several the message says which; `topk` is out of range, there are
+            more classes than outputs, the model does not know its constants and none are passed, or it gives NaN.
     """
-    inputs, single = _inputs(model, images, mean, std)
+    preprocessing = Preprocessing.of(model, mean, std, classes)
+    inputs, single = preprocessing.prepare(images)
+    if not isinstance(topk, int) or isinstance(topk, bool):
+        raise InputError(f"topk must be a whole number, not {topk!r}.")
     if not len(inputs):
         return []
-    target, dtype = resolve_device(device), input_dtype(model)
-    with eval_mode(model, target):
-        parts = [forward_logits(model, part.to(target, dtype), tta).cpu() for part in torch.split(inputs, BATCH_SIZE)]
-    probabilities = torch.cat(parts).softmax(1)
-    check_probabilities(probabilities)
-    meta, outputs = get_meta(model), probabilities.shape[1]
-    if classes is not None and len(classes) > outputs:
-        raise InputError(f"{len(classes)} classes ({', '.join(classes)}) do not fit a model of {outputs} outputs.")
-    names = name_outputs(classes or (meta.classes if meta else None), outputs)
-    if not 1 <= topk <= len(names):
-        raise InputError(f"topk must be between 1 and {len(names)}, the number of classes, not {topk}.")
+    target = resolve_device(device)
+    with eval_mode(model, target) as session:
+        parts = [forward_logits(model, part.to(target, session.dtype), tta).cpu() for part in _split(inputs)]
+    probabilities = (parts[0] if len(parts) == 1 else torch.cat(parts)).softmax(1)
+    outputs, names = probabilities.shape[1], preprocessing.classes
+    if classes is not None and names is not None and len(names) > outputs:
+        raise InputError(f"{len(names)} classes ({', '.join(names)}) do not fit a model of {outputs} outputs.")
+    names = name_outputs(names, outputs)
+    if not 1 <= topk <= outputs:
+        raise InputError(f"topk must be between 1 and {outputs}, the number of classes, not {topk}.")
     top = probabilities.topk(topk)
+    values = top.values.tolist()
+    if any(math.isnan(row[0]) for row in values):
+        check_probabilities(probabilities)  # raises
     predictions = [
-        [(names[index], probability) for index, probability in zip(row, values, strict=True)]
-        for row, values in zip(top.indices.tolist(), top.values.tolist(), strict=True)
+        [(names[index], probability) for index, probability in zip(row, shares, strict=True)]
+        for row, shares in zip(top.indices.tolist(), values, strict=True)
     ]
     return predictions[0] if single else predictions
 
 
+@overload
 def features(
     model: nn.Module,
-    images: "Picture | Sequence[Picture]",
+    images: "Picture | Iterable[Picture]",
     layer: str | None = None,
     *,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     device: str | torch.device = "auto",
-) -> Tensor:
-    """What a layer inside a model makes of a picture, or of several: feature maps, or a vector for each.
+) -> Tensor: ...
+@overload
+def features(
+    model: nn.Module,
+    images: "Picture | Iterable[Picture]",
+    layer: list[str] | tuple[str, ...],
+    *,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    device: str | torch.device = "auto",
+) -> dict[str, Tensor]: ...
+@checked
+def features(
+    model: nn.Module,
+    images: "Picture | Iterable[Picture]",
+    layer: str | list[str] | tuple[str, ...] | None = None,
+    *,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    device: str | torch.device = "auto",
+) -> Tensor | dict[str, Tensor]:
+    """Compute what layers inside a model make of a picture, or of several: feature maps, or a vector for each.
 
     Examples:
-        >>> model = cifarnets.load("convnet")
-        >>> features(model, torch.zeros(3, 32, 32), "conv2").shape
+        >>> import torch
+        >>> from cifarnets import features, load
+        >>> model, picture = load("convnet"), torch.zeros(3, 32, 32)
+        >>> features(model, picture, "conv2").shape
         torch.Size([8, 16, 16])
+        >>> {name: list(maps.shape) for name, maps in features(model, picture, ["conv1", "conv2"]).items()}
+        {'conv1': [16, 32, 32], 'conv2': [8, 16, 16]}
+        >>> features(model, [picture, picture]).shape
+        torch.Size([2, 32])
 
     Args:
         model: A trained model.
         images: As `predict` takes them, and prepared in the same way.
-        layer: Name of a module, one of `dict(model.named_modules())`; None for what the last linear layer is fed, the
-            vector that a new head would learn from.
-        mean: Normalising constants, for a model that does not know them.
-        std: Likewise.
-        device: Where to compute.
+        layer: The name of a module, one of `dict(model.named_modules())`; several names for all of these in one pass;
+            None for what the head is fed, the vector that a new head would learn from.
+        mean: The mean of each channel of images in 0..1, for a model that does not know it.
+        std: The standard deviation of each channel, for a model that does not know it.
+        device: Where to compute; `"auto"` takes the first of CUDA, MPS and CPU that is there.
 
     Returns:
-        The layer's output `[C, H, W]` or `[D]`, on the CPU; `[N, …]` for several pictures.
+        The output of the layer `[C, H, W]` or `[D]`, float32 on the CPU; `[N, …]` for several pictures. For several
+        names a dict of these.
 
     Raises:
         UnknownNameError: The model has no such layer; the near match is suggested.
-        InputError: As `predict`; or there is no linear layer, or the layer's output is no tensor.
+        InputError: As `predict`; or the model has no head, or the output of a layer is no tensor.
     """
+    check_model(model)
     model = unwrap(model)
     layers = {name: module for name, module in model.named_modules() if name}
-    if layer is not None and layer not in layers:
-        raise unknown_name("layer", layer, layers)
-    linear = [module for module in layers.values() if isinstance(module, nn.Linear)]
-    if layer is None and not linear:
-        raise InputError(f"{type(model).__name__} has no linear layer: name one of {', '.join(layers)}.")
-    inputs, single = _inputs(model, images, mean, std)
-    target, parts = resolve_device(device), []
-    found: Any = None
-    caller = threading.get_ident()
-
-    def note(_: nn.Module, arguments: tuple[Any, ...], output: Any = None) -> None:
-        nonlocal found
-        if threading.get_ident() != caller:  # another thread runs pictures of its own through the model
-            return
-        found = arguments[0] if layer is None else output
-        found = found.clone() if isinstance(found, Tensor) else found  # the next layer may work in place
-
-    handle = linear[-1].register_forward_pre_hook(note) if layer is None else layers[layer].register_forward_hook(note)
+    names = list(layer) if isinstance(layer, (list, tuple)) else [layer]
+    for name in names:
+        if name is not None and (not isinstance(name, str) or name not in layers):
+            raise unknown_name("layer", name, layers)
+    inputs, single = Preprocessing.of(model, mean, std).prepare(images)
+    watched = {name: _head(model) if name is None else layers[name] for name in names}
+    target = resolve_device(device)
+    parts: dict[str | None, list[Tensor]] = {name: [] for name in names}
+    probes = {name: _Probe(module, before=name is None) for name, module in watched.items()}
     try:
-        with eval_mode(model, target):
-            for part in torch.split(inputs, BATCH_SIZE):
-                model(part.to(target, input_dtype(model)))
-                if not isinstance(found, Tensor):
-                    kind = "nothing" if found is None else type(found).__name__
-                    raise InputError(f"the layer {layer!r} gives {kind}, not a tensor.")
-                parts.append(found.float().cpu())
+        with eval_mode(model, target) as session:
+            for part in _split(inputs):
+                model(part.to(target, session.dtype))
+                for name, probe in probes.items():
+                    if not isinstance(probe.seen, Tensor):
+                        kind = "nothing" if probe.seen is None else type(probe.seen).__name__
+                        raise InputError(f"the layer {name!r} gives {kind}, not a tensor.")
+                    parts[name].append(probe.seen.float().cpu())
     finally:
-        handle.remove()
-    return parts[0][0] if single else torch.cat(parts)
+        for probe in probes.values():
+            probe.close()
+    found = {name: values[0][0] if single else torch.cat(values) for name, values in parts.items()}
+    return found if isinstance(layer, (list, tuple)) else found[layer]  # type: ignore[return-value]
 
 
-def _inputs(
-    model: nn.Module, images: "Picture | Sequence[Picture]", mean: Sequence[float] | None, std: Sequence[float] | None
-) -> tuple[Tensor, bool]:
-    """Pictures as a model is fed them, float32 `[N, C, 32, 32]`, and whether it was a single one."""
-    meta = get_meta(model)
-    mean = mean if mean is not None else meta.mean if meta else None
-    std = std if std is not None else meta.std if meta else None
-    if mean is None or std is None:
-        raise InputError(
-            "the model does not say how its images were normalised: train it with a Trainer on a dataset of "
-            "cifarnets, annotate it with cifarnets.models.annotate, or pass mean= and std=."
-        )
-    channels = in_channels(model)
-    if channels is not None and len(mean) != channels:
-        raise InputError(f"{len(mean)} constants {tuple(mean)} do not fit images of {channels} channels.")
-    single = not isinstance(images, (list, tuple)) and not _is_batch(images)
-    batch = [images] if single else list(images)  # type: ignore[arg-type]
-    if not batch:
-        return torch.empty(0, len(mean), SIZE, SIZE), False
-    return normalize(torch.stack([to_picture(image, len(mean)) for image in batch]), mean, std), single  # type: ignore[arg-type]
+class _Probe:
+    """Notes what passes a layer in this thread; other threads may run pictures of their own through the model."""
+
+    def __init__(self, module: nn.Module, before: bool) -> None:
+        self.seen: Any = None
+        self._thread = threading.get_ident()
+        if before:
+            self._handle = module.register_forward_pre_hook(lambda _, arguments: self._note(arguments[0]))
+        else:
+            self._handle = module.register_forward_hook(lambda _, __, output: self._note(output))
+
+    def _note(self, value: Any) -> None:
+        if threading.get_ident() == self._thread:
+            # A copy, since the next layer may work in place.
+            self.seen = value.clone() if isinstance(value, Tensor) else value
+
+    def close(self) -> None:
+        self._handle.remove()
 
 
-def _is_batch(images: object) -> bool:
-    return isinstance(images, (Tensor, np.ndarray)) and images.ndim == 4
+def _head(model: nn.Module) -> nn.Module:
+    """The layer that makes the logits."""
+    get: Any = getattr(model, "get_classifier", None)
+    found = get() if callable(get) else None
+    linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    if not isinstance(found, nn.Module) and not linear:
+        named = ", ".join(name for name, _ in model.named_modules() if name)
+        raise InputError(f"{type(model).__name__} has no linear layer: name one of {named}.")
+    return found if isinstance(found, nn.Module) else linear[-1]
+
+
+class Preprocessing(NamedTuple):
+    """What becomes of a picture before a model sees it, and what its outputs are called.
+
+    Examples:
+        >>> import torch
+        >>> import cifarnets
+        >>> preprocessing = Preprocessing.of(cifarnets.load("convnet"))
+        >>> preprocessing.size
+        (32, 32)
+        >>> inputs, single = preprocessing.prepare(torch.zeros(3, 64, 64))
+        >>> inputs.shape, single
+        (torch.Size([1, 3, 32, 32]), True)
+
+    Attributes:
+        mean: The mean of each channel of images in 0..1.
+        std: The standard deviation of each channel.
+        size: Height and width.
+        classes: The names of the outputs; None where they are unknown.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    size: tuple[int, int]
+    classes: tuple[str, ...] | None
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        classes: Sequence[str] | None = None,
+    ) -> "Preprocessing":
+        """What a model knows, with what is passed instead.
+
+        Examples:
+            >>> import cifarnets
+            >>> Preprocessing.of(cifarnets.create("convnet"), mean=[0.5] * 3, std=[0.25] * 3).std
+            (0.25, 0.25, 0.25)
+
+        Raises:
+            InputError: The model does not know its constants and none are passed, or they do not fit its channels.
+        """
+        check_model(model)
+        meta = get_meta(model)
+        try:
+            mean = None if mean is None else tuple(map(float, mean))
+            std = None if std is None else tuple(map(float, std))
+        except (TypeError, ValueError):
+            raise InputError(
+                f"mean and std must be a number for each channel, such as (0.5, 0.5, 0.5), not {mean!r} and {std!r}."
+            ) from None
+        if meta is not None:
+            mean = meta.mean if mean is None else mean
+            std = meta.std if std is None else std
+            classes = meta.classes if classes is None else classes
+        if mean is None or std is None:
+            raise InputError(
+                "the model does not say how its images were normalised: train it with a Trainer on a dataset of "
+                "cifarnets, annotate it with cifarnets.models.annotate, or pass mean= and std=."
+            )
+        channels = meta.config.get("in_channels") if meta is not None else None
+        if channels is not None and len(mean) != channels:
+            raise InputError(f"{len(mean)} constants {mean} do not fit images of {channels} channels.")
+        size = (meta.size if meta is not None else None) or (SIZE, SIZE)
+        return cls(mean, std, size, classes if isinstance(classes, tuple) else _class_names(classes))
+
+    def read(self, picture: Picture) -> Tensor:
+        """Any picture as float32 `[C, H, W]` in 0..1, not normalised yet.
+
+        Examples:
+            >>> import torch
+            >>> import cifarnets
+            >>> Preprocessing.of(cifarnets.load("convnet")).read(torch.zeros(1, 5, 5)).shape
+            torch.Size([3, 32, 32])
+        """
+        return to_picture(picture, len(self.mean), self.size)
+
+    def prepare(self, images: "Picture | Iterable[Picture]") -> tuple[Tensor, bool]:
+        """Pictures as a model is fed them.
+
+        Examples:
+            >>> import torch
+            >>> import cifarnets
+            >>> Preprocessing.of(cifarnets.load("convnet")).prepare(torch.zeros(2, 3, 32, 32))[0].shape
+            torch.Size([2, 3, 32, 32])
+
+        Returns:
+            float32 `[N, C, H, W]`, and whether it was a single picture.
+        """
+        shape = (len(self.mean), *self.size)
+        if isinstance(images, Tensor) and images.dtype == torch.uint8 and images.shape == shape and _is_plain(images):
+            # Nothing to check or to resize, and the checks would take as long as a small net.
+            pictures, single = images[None] / _WHITE, True
+        else:
+            if isinstance(images, (str, os.PathLike)) and os.path.isdir(images):  # noqa: PTH112 (NUL is no error here)
+                images = find_pictures(images)
+            pictures, single = to_pictures(images, shape[0], self.size)  # type: ignore[arg-type]
+            # A copy, since they may be the user's own; in one layout, so that a picture has one answer.
+            pictures = pictures.clone(memory_format=torch.contiguous_format)
+        center, spread = _columns(self.mean, self.std)
+        return pictures.sub_(center).div_(spread), single
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    return tensor.is_cpu and tensor.layout == torch.strided and tensor.is_contiguous()
+
+
+@functools.lru_cache(maxsize=64)
+def _columns(mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[Tensor, Tensor]:
+    """The constants as `[C, 1, 1]`, made once, since that takes longer than to use them on one picture."""
+    like = torch.zeros(len(mean), 1, 1, dtype=torch.float32, device="cpu")
+    normalize(like, mean, std)  # refuses what no image can be normalised with
+    return like + like.new_tensor(mean).view(-1, 1, 1), like + like.new_tensor(std).view(-1, 1, 1)
+
+
+def find_pictures(folder: str | os.PathLike[str]) -> list[Path]:
+    """List the picture files in a folder and in its subfolders, sorted; names tell what they are.
+
+    Hidden files and folders, whose names begin with a dot, are left out.
+
+    Examples:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for name in ("b.jpg", "a.PNG", "notes.txt"):
+        ...         Path(folder, name).touch()
+        ...     [path.name for path in find_pictures(folder)]
+        ['a.PNG', 'b.jpg']
+    """
+    from PIL import Image
+
+    endings = {ending for ending, kind in Image.registered_extensions().items() if kind in FORMATS}
+    found = []
+    for parent, folders, files in os.walk(Path(folder).expanduser()):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        named = [name for name in files if not name.startswith(".") and Path(name).suffix.lower() in endings]
+        found += [Path(parent, name) for name in named]
+    return sorted(found)
+
+
+def _split(inputs: Tensor) -> Sequence[Tensor]:
+    return (inputs,) if len(inputs) <= BATCH_SIZE else torch.split(inputs, BATCH_SIZE)
+
+
+def _class_names(classes: Any) -> tuple[str, ...] | None:
+    """Class names out of a list, a tuple, an array, or whatever else has an order."""
+    if classes is None:
+        return None
+    if isinstance(classes, (str, bytes, set, frozenset)) or not isinstance(classes, Iterable):
+        raise InputError(f"classes must be a list of names in the order of the outputs, not {classes!r}.")
+    return tuple(map(str, classes))

@@ -1,20 +1,21 @@
-"""Are released weights what they are said to be? Anyone can check, on any machine."""
+"""Checks that released weights are what the index says, for anyone on any machine."""
 
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import resources
 
 import torch
 from torch import Tensor, nn
 
+from cifarnets._checked import checked
 from cifarnets._device import resolve_device
-from cifarnets.datasets import BatchLoader, CIFAR10Normalized, cifar10, cifar_subset, normalize
-from cifarnets.errors import CifarNetsError, DataNotFoundError, WeightsError, unknown_name
+from cifarnets.datasets import EVAL_BATCH_SIZE, BatchLoader, dataset_for, find_cifar10, normalize
+from cifarnets.datasets.files import FOLDER
+from cifarnets.errors import CifarNetsError, DataNotFoundError, InputError, WeightsError, brief, unknown_name
 from cifarnets.inference import collect_logits
 from cifarnets.models.storage import load
 from cifarnets.weights import index
-from cifarnets.weights.files import read_weights
+from cifarnets.weights.files import parse_weights
 from cifarnets.weights.index import Release, releases, sha256
 
 LOGIT_TOLERANCE = 1e-3
@@ -23,12 +24,18 @@ ACCURACY_TOLERANCE = 5e-4
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at.
+    """The result of one check.
+
+    Examples:
+        >>> import cifarnets
+        >>> check = cifarnets.verify("convnet.cifar3")[0]
+        >>> check.what, check.passed
+        ('file', True)
 
     Attributes:
-        name: Of the weights.
+        name: The name of the weights.
         what: `"file"`, `"golden logits"` or `"test images"`.
-        passed: None if it could not be looked at here.
+        passed: None if the check could not be made here.
         detail: What was found, in words.
     """
 
@@ -38,30 +45,39 @@ class Check:
     detail: str
 
 
+@checked
 def verify(
     names: str | Sequence[str] = (), root: str | os.PathLike[str] | None = None, *, device: str | torch.device = "cpu"
 ) -> list[Check]:
-    """Check released weights: every byte, the logits of a dozen pictures, and the test images where they are.
+    """Check released weights: every byte, the logits of a dozen pictures, and the accuracy on the test images.
 
-    The pictures are drawn ones and come with the library, and so do the logits that the weights had for them at their
-    release. On the test images, the accuracy must agree with the index to 0.05 points.
+    The pictures are drawn, and come with the library together with the logits that the weights had for them at their
+    release. The accuracy must agree with the index to 0.05 points; without CIFAR-10 on this machine it is not checked.
+
+    Examples:
+        >>> import cifarnets
+        >>> [check.what for check in cifarnets.verify("convnet.cifar3")]
+        ['file', 'golden logits', 'test images']
 
     Args:
-        names: Of `list_models(pretrained=True)`; none for all.
-        root: Where CIFAR-10 lies; see `CIFAR10Normalized`.
-        device: Where to compute; other devices than the CPU may round more than the logits allow.
+        names: One name or several of `list_models(pretrained=True)`; none for all.
+        root: The folder of CIFAR-10; see `CIFAR10Normalized`.
+        device: Where to compute. Devices other than the CPU may round more than the check of the logits allows.
 
     Returns:
-        Up to three checks for each of the weights. A file that is not as it was released ends those of its weights.
+        Up to three checks for each name. If the file is not the released one, it is the only check.
 
     Raises:
         UnknownNameError: There are no weights of that name.
-        DataNotFoundError: `root` was given, and CIFAR-10 is not there.
+        InputError: `names` is neither text nor a list of texts.
+        DataNotFoundError: `root` is given, and CIFAR-10 is not there.
     """
+    if not isinstance(names, (str, list, tuple)) or not all(isinstance(name, str) for name in names):
+        raise InputError(f"names must be a name of released weights, or a list of names, not {brief(names)}.")
     known = releases()
     names = [names] if isinstance(names, str) else names
-    if root is not None and not cifar10.is_complete(cifar10.data_root(root)):
-        raise DataNotFoundError(f"there is no CIFAR-10 in {str(root)!r}, the folder that holds {cifar10.FOLDER!r}.")
+    if root is not None and find_cifar10(root) is None:
+        raise DataNotFoundError(f"there is no CIFAR-10 in {str(root)!r}, the folder that holds {FOLDER!r}.")
     for name in names:
         if name not in known:
             raise unknown_name("weights", name, known)
@@ -76,11 +92,10 @@ def _checks(release: Release, root: str | os.PathLike[str] | None, device: torch
     found = f"SHA-256 {release.sha256[:12]}…, {release.size:,} bytes, {release.parameters:,} parameters"
     file = Check(release.name, "file", True, found)
     try:
-        with resources.as_file(index.FOLDER / index.GOLDEN_FILE) as path:
-            golden, _ = read_weights(path)
+        golden, _ = parse_weights((index.FOLDER / index.GOLDEN_FILE).read_bytes(), index.GOLDEN_FILE)
         images = golden["images"]
         logits, predictions = golden[f"{release.name}.logits"], golden[f"{release.name}.predictions"]
-    except WeightsError as error:
+    except (WeightsError, OSError) as error:
         return [file, Check(release.name, "golden logits", False, str(error))]
     except KeyError as error:
         return [file, Check(release.name, "golden logits", False, f"{index.GOLDEN_FILE} lacks {error}.")]
@@ -88,7 +103,7 @@ def _checks(release: Release, root: str | os.PathLike[str] | None, device: torch
     if [tuple(tensor.shape) for tensor in (images, logits, predictions)] != wanted:
         return [file, Check(release.name, "golden logits", False, f"{index.GOLDEN_FILE} has tensors of other shapes.")]
     checks = [file, _check_logits(release, model, images, logits, device)]
-    if not cifar10.is_complete(cifar10.data_root(root)):
+    if find_cifar10(root) is None:
         missing = "not looked at: CIFAR-10 is not here (`cifarnets download`, or CIFARNETS_DATA)"
         return [*checks, Check(release.name, "test images", None, missing)]
     try:
@@ -123,8 +138,16 @@ def _check_accuracy(
 def predict_test_images(
     model: nn.Module, release: Release, root: str | os.PathLike[str] | None, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """The classes that a model answers for all test images of its classes, and the labels, int64 `[N]`."""
-    full = CIFAR10Normalized(root, train=False, mean=release.mean, std=release.std)
-    batches = BatchLoader(cifar_subset(full, release.classes), 1000, device=device, channels_last=True, seed=0)
+    """Predict all test images of a release's classes: the predictions and the labels, each int64 `[N]`.
+
+    Examples:
+        >>> import torch
+        >>> from cifarnets import load
+        >>> from cifarnets.verification import predict_test_images
+        >>> from cifarnets.weights.index import releases
+        >>> cpu, release = torch.device("cpu"), releases()["convnet.cifar3"]
+        >>> predictions, labels = predict_test_images(load(release.name), release, None, cpu)  # doctest: +SKIP
+    """
+    batches = BatchLoader(dataset_for(release, root), EVAL_BATCH_SIZE, device=device, channels_last=True, seed=0)
     logits, labels = collect_logits(model, batches, device)
     return logits.argmax(1), labels

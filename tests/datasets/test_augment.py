@@ -1,5 +1,8 @@
+import json
+from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,7 +13,7 @@ from cifarnets.datasets import Augment, BatchLoader, ImageDataset, SyntheticCIFA
 from cifarnets.errors import InputError
 
 IMAGES = torch.randint(0, 256, (23, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-DATASET = ImageDataset(IMAGES, torch.arange(23) % 5, "abcde", view="unit")
+DATASET = ImageDataset(IMAGES, torch.arange(23) % 5, list("abcde"), view="unit")
 
 
 def _loader(augment: Augment, batch_size: int = 8, seed: int = 3, **options: bool) -> BatchLoader:
@@ -205,6 +208,11 @@ def test_impossible_amounts_are_refused() -> None:
         Augment(translate=-1)
     with pytest.raises(InputError, match="must not be negative"):
         Augment(cutout=-1)
+    for amount in (float("nan"), float("inf"), 10**400):
+        with pytest.raises(InputError, match="mixup and cutmix must be finite"):
+            Augment(mixup=amount)
+    with pytest.raises(InputError, match="whole numbers of pixels"):
+        Augment(translate=2.0)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="choose one"):
         Augment(mixup=0.2, cutmix=1.0)
 
@@ -217,3 +225,9 @@ def test_passes_at_once_do_not_disturb_each_other() -> None:
         assert torch.equal(pair[0], images[0])
     for pair, images in zip(together, again, strict=True):
         assert torch.equal(pair[1], images[0])
+
+
+def test_numpys_numbers_become_pythons() -> None:
+    augment = Augment(translate=np.int64(2), cutout=np.uint8(4), mixup=np.float32(0.5))  # type: ignore[arg-type]
+    assert augment == Augment(translate=2, cutout=4, mixup=0.5)
+    assert json.loads(json.dumps(asdict(augment)))["cutout"] == 4

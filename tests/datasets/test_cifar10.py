@@ -1,5 +1,6 @@
 """CIFAR-10 from its files: found, checked before anything is unpickled, and laid out as torchvision has it."""
 
+import os
 import pickle
 import sys
 from collections.abc import Callable
@@ -11,10 +12,10 @@ import pytest
 import torch
 import torchvision
 
-from cifarnets.datasets import CIFAR10Normalized, cifar10, download
-from cifarnets.errors import DataCorruptError, DataNotFoundError
+from cifarnets.datasets import CIFAR10Normalized, cifar10, download, files, find_cifar10
+from cifarnets.errors import DataCorruptError, DataNotFoundError, InputError
 
-BATCH = f"{cifar10.FOLDER}/data_batch_3"
+BATCH = f"{files.FOLDER}/data_batch_3"
 
 
 @pytest.fixture
@@ -32,7 +33,7 @@ def raw(path: Path) -> dict[bytes, np.ndarray]:
 
 def test_training_set_is_the_five_files_in_order(tiny_root: Path) -> None:
     train = CIFAR10Normalized(tiny_root)
-    batches = [raw(tiny_root / cifar10.FOLDER / f"data_batch_{i}") for i in range(1, 6)]
+    batches = [raw(tiny_root / files.FOLDER / f"data_batch_{i}") for i in range(1, 6)]
     assert (train.images.dtype, train.images.shape) == (torch.uint8, (100, 3, 32, 32))
     assert torch.equal(train.images.flatten(1), torch.cat([torch.from_numpy(batch[b"data"]) for batch in batches]))
     assert train.targets == [label for batch in batches for label in batch[b"labels"]]
@@ -42,7 +43,7 @@ def test_training_set_is_the_five_files_in_order(tiny_root: Path) -> None:
 
 def test_test_set_is_the_sixth(tiny_root: Path) -> None:
     test = CIFAR10Normalized(str(tiny_root), train=False)
-    batch = raw(tiny_root / cifar10.FOLDER / "test_batch")
+    batch = raw(tiny_root / files.FOLDER / "test_batch")
     assert torch.equal(test.images.flatten(1), torch.from_numpy(batch[b"data"]))
     assert test.split == "test"
 
@@ -64,14 +65,14 @@ def test_what_an_item_is_can_be_chosen(tiny_root: Path) -> None:
 def test_the_environment_names_the_folder(tiny_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CIFARNETS_DATA", str(tiny_root))
     assert len(CIFAR10Normalized()) == 100
-    assert cifar10.data_root("elsewhere") == Path("elsewhere")
+    assert files.data_root("elsewhere") == Path("elsewhere")
 
 
 @pytest.mark.parametrize("value", [None, ""])
 def test_else_the_users_cache(value: str | None, tiny_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if value is not None:
         monkeypatch.setenv("CIFARNETS_DATA", value)
-    assert cifar10.data_root() == platformdirs.user_cache_path("cifarnets", appauthor=False)
+    assert files.data_root() == platformdirs.user_cache_path("cifarnets", appauthor=False)
     monkeypatch.setattr(platformdirs, "user_cache_path", lambda name, appauthor: tiny_root)
     assert len(CIFAR10Normalized(train=False)) == 20
 
@@ -89,7 +90,7 @@ def test_missing_folder_says_what_to_do(tmp_path: Path) -> None:
         CIFAR10Normalized(tmp_path / "nowhere")
     assert isinstance(info.value, DataNotFoundError)
     message = str(info.value)
-    assert repr(str(tmp_path / "nowhere" / cifar10.FOLDER / "data_batch_1")) in message
+    assert repr(str(tmp_path / "nowhere" / files.FOLDER / "data_batch_1")) in message
     assert "No such file or directory" in message
     assert all(way in message for way in ("root=", "CIFARNETS_DATA", "download=True", "`cifarnets download`"))
     assert not (tmp_path / "nowhere").exists(), "looking must not make folders"
@@ -103,11 +104,11 @@ def test_one_missing_file_is_named(tiny_root: Path) -> None:
 
 
 def test_is_complete(tiny_root: Path) -> None:
-    assert cifar10.is_complete(tiny_root)
+    assert files.is_complete(tiny_root)
     (tiny_root / BATCH).unlink()
-    assert not cifar10.is_complete(tiny_root)
+    assert not files.is_complete(tiny_root)
     (tiny_root / BATCH).mkdir()
-    assert not cifar10.is_complete(tiny_root)
+    assert not files.is_complete(tiny_root)
 
 
 def test_download_is_called_only_for_what_is_missing(tiny_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,6 +125,39 @@ def test_download_is_called_only_for_what_is_missing(tiny_root: Path, monkeypatc
     (tiny_root / BATCH).unlink()
     assert len(CIFAR10Normalized(tiny_root, download=True)) == 100
     assert asked == [tiny_root]
+
+
+def test_a_transform_cannot_get_lost(tiny_root: Path) -> None:
+    with pytest.raises(TypeError, match="positional"):
+        CIFAR10Normalized(tiny_root, True, abs)  # type: ignore[misc]
+    for name in ("train", "download"):
+        with pytest.raises(InputError, match=f"{name} must be True or False, not <built-in function abs>"):
+            CIFAR10Normalized(tiny_root, **{name: abs})  # type: ignore[arg-type]
+    with torch.device("meta"):
+        assert CIFAR10Normalized(tiny_root, transform=abs)[0][0].min() >= 0
+
+
+def test_find_cifar10(tiny_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert find_cifar10(tiny_root) == find_cifar10(str(tiny_root)) == tiny_root
+    monkeypatch.setenv("CIFARNETS_DATA", str(tiny_root))
+    assert find_cifar10() == tiny_root
+    (tiny_root / BATCH).unlink()
+    assert find_cifar10() is None
+
+
+@pytest.mark.parametrize("root", ["a\0b", "x" * 300, "\ud800"])
+def test_a_folder_that_cannot_be(root: str) -> None:
+    for use in (CIFAR10Normalized, find_cifar10, download.download_cifar10):
+        with pytest.raises(InputError, match="cannot be used"):
+            use(root)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such thing")
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(tiny_root: Path) -> None:
+    (tiny_root / BATCH).unlink()
+    os.mkfifo(tiny_root / BATCH)
+    with pytest.raises(DataNotFoundError, match="data_batch_3"):
+        CIFAR10Normalized(tiny_root)
 
 
 # --- damage
@@ -155,7 +189,7 @@ def append(content: bytes) -> bytes:
 @pytest.mark.parametrize("name", ["data_batch_1", "test_batch"])
 @pytest.mark.usefixtures("no_unpickling")
 def test_a_damaged_file_is_never_unpickled(name: str, damage: Callable[[bytes], bytes], tiny_root: Path) -> None:
-    path = tiny_root / cifar10.FOLDER / name
+    path = tiny_root / files.FOLDER / name
     damaged = damage(path.read_bytes())
     path.write_bytes(damaged)
     with pytest.raises(DataCorruptError) as info:
@@ -192,16 +226,16 @@ def test_a_pickle_in_its_place_runs_no_code(tiny_root: Path, tmp_path: Path) -> 
 
 def test_expected_files_are_torchvisions() -> None:
     published = torchvision.datasets.CIFAR10
-    assert list(cifar10.TRAIN_FILES.items()) == [tuple(entry) for entry in published.train_list]
-    assert list(cifar10.TEST_FILES.items()) == [tuple(entry) for entry in published.test_list]
-    assert {published.meta["filename"]: published.meta["md5"]} == cifar10.META_FILES
-    assert published.base_folder == cifar10.FOLDER
+    assert list(files.TRAIN_FILES.items()) == [tuple(entry) for entry in published.train_list]
+    assert list(files.TEST_FILES.items()) == [tuple(entry) for entry in published.test_list]
+    assert {published.meta["filename"]: published.meta["md5"]} == files.META_FILES
+    assert published.base_folder == files.FOLDER
     assert (published.filename, published.tgz_md5) == (download.ARCHIVE, download.ARCHIVE_MD5)
 
 
 @pytest.mark.cifar10
 def test_real_set(real_train: CIFAR10Normalized, real_test: CIFAR10Normalized, real_root: Path) -> None:
-    meta = raw(real_root / cifar10.FOLDER / "batches.meta")
+    meta = raw(real_root / files.FOLDER / "batches.meta")
     assert [name.decode() for name in meta[b"label_names"]] == list(cifar10.CLASSES)
     assert real_train.labels.bincount().tolist() == [5000] * 10
     assert real_test.labels.bincount().tolist() == [1000] * 10

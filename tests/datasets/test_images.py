@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import ConcatDataset, DataLoader, Subset, random_split
 from torchvision.datasets import CIFAR10
 from torchvision.transforms import Compose, Normalize, ToTensor
 
@@ -68,6 +68,18 @@ def test_attributes() -> None:
         ({"labels": [[0, 1]]}, r"2 images need as many labels, not \[1, 2\]"),
         ({"labels": [0, 3]}, "labels run from 0 to 3, but 3 classes allow 0 … 2"),
         ({"labels": [-1, 2]}, "labels run from -1 to 2, but 3 classes allow 0 … 2"),
+        ({"labels": [0.5, 1]}, r"labels must be whole numbers, not torch.float32 \[2\]"),
+        ({"labels": ["a", "b"]}, r"labels must be whole numbers, not \['a', 'b'\]"),
+        ({"images": pixels(2, 3, 4, 4).numpy()}, r"a uint8 tensor \[N, C, H, W\], not ndarray; torch.from_numpy"),
+        ({"classes": range(3)}, r"class names must be text, not int \(0\): \[str\(name\) for name in classes\]"),
+        ({"classes": "abc"}, "classes must be a list of names, not 'abc'"),
+        ({"classes": 3}, "classes must be a list of names, not 3"),
+        ({"classes": {"cat"}}, r"classes must be in an order, which a set has not: sorted\(\{'cat'\}\)"),
+        ({"images": pixels(2, 2, 4, 4), "mean": (0, 0), "std": (1, 1), "view": "pil"}, "1 or 3 channels here, not 2"),
+        ({"mean": 0.5}, "mean and std must be lists of numbers, one for each channel, not 0.5"),
+        ({"mean": "123"}, "mean and std must be lists of numbers, one for each channel, not '123'"),
+        ({"std": {1, 2, 3}}, "mean and std must be lists of numbers"),
+        ({"std": (1, float("inf"), 1)}, "mean and std must be finite"),
         ({"view": "tensor"}, "view must be 'normalized', 'unit' or 'pil', not 'tensor'"),
         ({"mean": (0.5,)}, "images of 3 channels need 3 means and stds"),
         ({"std": (1, 1, 1, 1)}, "images of 3 channels need 3 means and stds"),
@@ -333,3 +345,115 @@ def test_a_transform_of_the_unit_view_may_normalise_so_nobody_knows() -> None:
     plain = ImageDataset(images, labels, ("a",), view="unit")
     assert plain.constants == ((0, 0, 0), (1, 1, 1))
     assert ImageDataset(images, labels, ("a",), view="unit", transform=abs).constants is None
+
+
+# --- what must not matter
+
+
+def test_default_dtype_and_device_have_no_say() -> None:
+    images, labels = pixels(3, 3, 4, 4), [0, 1, 2]
+    expected = normalize(images), normalize(images.double() / 255), denormalize(normalize(images))
+    stats = channel_stats(ImageDataset(images, labels, CLASSES))
+    try:
+        for dtype in (torch.bfloat16, torch.float64):
+            torch.set_default_dtype(dtype)
+            with torch.device("meta"):
+                found = normalize(images), normalize(images.double() / 255), denormalize(normalize(images))
+                dataset = ImageDataset(images, labels, CLASSES)
+                assert channel_stats(dataset) == stats
+                part = dataset.select([2, 0])
+                item, label = part[0]
+            for one, other in zip(found, expected, strict=True):
+                assert one.dtype == other.dtype
+                assert torch.equal(one, other)
+            assert torch.equal(item, expected[0][2])
+            assert (label, part.labels.device.type) == (2, "cpu")
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_double_precision_is_kept() -> None:
+    mean, std = (0.1, 0.2, 0.3), (0.7, 0.8, 0.9)
+    image = torch.rand(3, 4, 4, dtype=torch.float64)
+    expected = (image.numpy() - np.array(mean)[:, None, None]) / np.array(std)[:, None, None]
+    assert np.array_equal(normalize(image, mean, std).numpy(), expected)
+
+
+@pytest.mark.parametrize("wrong", [np.zeros((3, 4, 4)), torch.zeros(3, 4, 4, dtype=torch.int64), None])
+def test_what_cannot_be_normalised(wrong: Any) -> None:
+    with pytest.raises(InputError, match=r"images must be a tensor, uint8 or float in 0\.\.1, not"):
+        normalize(wrong)
+    with pytest.raises(InputError, match="normalised images are a float tensor, not"):
+        denormalize(wrong)
+    with pytest.raises(InputError, match="images of 0 channels need"):
+        normalize(torch.zeros(4, 4))
+
+
+# --- indices
+
+
+@pytest.mark.parametrize("index", [slice(0, 5), [0, 1], "0", 0.5, None, np.array([0, 1])])
+def test_one_index_at_a_time(index: Any) -> None:
+    with pytest.raises(
+        InputError, match=r"an index must be one whole number, not .*dataset\.select\(…\) takes several"
+    ):
+        small()[index]
+
+
+@pytest.mark.parametrize("index", [np.int64(3), torch.tensor(3), True + 2])
+def test_whatever_counts_as_a_whole_number(index: Any) -> None:
+    assert torch.equal(small()[index][0], small()[3][0])
+
+
+@pytest.mark.parametrize(
+    "kind", [list, tuple, np.array, torch.tensor, lambda chosen: np.array(chosen, np.uint8), iter], ids=str
+)
+def test_select_takes_any_list_of_numbers(kind: Callable[[list[int]], Any]) -> None:
+    part = small().select(kind([4, 0, 0, 5]))
+    assert torch.equal(part.images, small().images[[4, 0, 0, 5]])
+    assert part.targets == [1, 0, 0, 2]
+
+
+@pytest.mark.parametrize("kind", [list, np.array, torch.tensor])
+def test_select_takes_a_mask(kind: Callable[[list[bool]], Any]) -> None:
+    part = small().select(kind([label == 1 for label in small().targets]))
+    assert torch.equal(part.images, small().images[[1, 4]])
+
+
+@pytest.mark.parametrize(
+    ("indices", "message"),
+    [
+        ([0.5], "indices must be whole numbers"),
+        ([6], "a list of numbers from 0 to 5, not"),
+        ([-7], "a list of numbers from 0 to 5, not"),
+        ([[0, 1]], "a list of numbers from 0 to 5, not"),
+        ([True, False], r"a mask for 6 images must have that length, not \[2\]"),
+        ({0, 1}, "indices must be a list, an array or a tensor, not"),
+        (3, "indices must be a list, an array or a tensor, not 3"),
+        ("ab", "indices must be whole numbers"),
+    ],
+)
+def test_select_refuses(indices: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        small().select(indices)
+
+
+# --- torch's parts of datasets
+
+
+def test_a_subset_of_torch_is_a_selection(torchvision_tiny: Any) -> None:
+    nested = Subset(Subset(small(split="train"), [5, 3, 1]), [2, 0])
+    part = as_image_dataset(nested)
+    assert torch.equal(part.images, small().images[[1, 5]])
+    assert part.split == "train"
+    one, other = random_split(small(10), [7, 3])
+    assert len(as_image_dataset(one)) + len(as_image_dataset(other)) == 10
+    theirs = Subset(torchvision_tiny([0, 3, 1, 3]), [3, 0])
+    assert as_image_dataset(theirs).targets == [3, 0]
+
+
+def test_a_concatenation_of_torch_names_the_way() -> None:
+    with pytest.raises(
+        InputError, match=r"ConcatDataset cannot be taken apart: .*ImageDataset\(torch\.cat.*DataLoader"
+    ):
+        as_image_dataset(ConcatDataset([small(), small()]))

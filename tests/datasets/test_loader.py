@@ -4,14 +4,16 @@ import weakref
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import ConcatDataset, DataLoader, Subset
 
 from cifarnets import seed_everything
+from cifarnets._batch import Batch
 from cifarnets.datasets import Augment, BatchLoader, CIFAR10Normalized, ImageDataset
 from cifarnets.errors import InputError
 
@@ -163,6 +165,11 @@ def test_batches_can_be_changed_without_harm(shuffle: bool) -> None:
         (numbered(3), {"batch_size": 0}, "batch_size must be at least 1, not 0"),
         (numbered(3, view="pil"), {}, "neither PIL images nor a per-image transform; use .*DataLoader"),
         (numbered(3, transform=abs), {}, "neither PIL images nor a per-image transform; use .*DataLoader"),
+        (numbered(3), {"batch_size": 2.0}, r"batch_size must be a whole number, not 2\.0"),
+        (numbered(3), {"seed": "1"}, "seed must be a whole number, not '1'"),
+        (numbered(3), {"labels": [0, 1, 3]}, r"labels must be 0 … 2"),
+        (numbered(3), {"labels": [0, 1]}, r"labels must be int64 \[3\] or float32 \[3, 3\], not torch.int64 \[2\]"),
+        (ConcatDataset([numbered(3)]), {}, "ConcatDataset cannot be taken apart"),
         (numbered(3), {"device": "gpu"}, "device 'gpu' cannot be used here"),
         ([1, 2, 3], {}, "expected a dataset of cifarnets .*not list"),
     ],
@@ -206,7 +213,9 @@ def test_blocks_do_not_show(
     n = max(n, batch_size)
     passes = []
     for size in (1, block):
-        loader = BatchLoader(numbered(n), batch_size, shuffle, drop_last, device="cpu", seed=3, augment=augment)
+        loader = BatchLoader(
+            numbered(n), batch_size, shuffle, drop_last=drop_last, device="cpu", seed=3, augment=augment
+        )
         with mock.patch("cifarnets.datasets.loader.BLOCK", size):
             passes.append(list(loader))
     assert len(passes[0]) == len(loader)
@@ -239,3 +248,51 @@ def test_real_batches_are_those_of_the_plain_dataloader(real_test: CIFAR10Normal
     for (images, labels), (expected, expected_labels) in zip(ours, theirs, strict=True):
         assert torch.equal(images, expected)
         assert torch.equal(labels, expected_labels)
+
+
+def test_default_dtype_and_device_have_no_say() -> None:
+    augment = Augment(flip="random", translate=2, cutout=8, mixup=0.5)
+    dataset = numbered(20)
+
+    def batches() -> list[tuple[Tensor, Tensor]]:
+        torch.manual_seed(5)
+        plain = BatchLoader(dataset, 6, shuffle=True, device="cpu")
+        return [*plain, *BatchLoader(dataset, 6, shuffle=True, device="cpu", seed=2, augment=augment)]
+
+    expected = batches()
+    try:
+        for dtype in (torch.bfloat16, torch.float64):
+            torch.set_default_dtype(dtype)
+            with torch.device("meta"):
+                found = batches()
+            for (images, labels), (same, same_labels) in zip(found, expected, strict=True):
+                assert images.dtype == torch.float32
+                assert torch.equal(images, same)
+                assert torch.equal(labels, same_labels)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_numpys_numbers_will_do() -> None:
+    ours = BatchLoader(numbered(20), np.int64(6), True, seed=np.uint8(3), device="cpu")  # type: ignore[arg-type]
+    assert passed(ours) == passed(BatchLoader(numbered(20), 6, True, seed=3, device="cpu"))
+    assert (type(ours.batch_size), type(ours.seed)) == (int, int)
+
+
+def test_a_batch_has_named_fields() -> None:
+    batch = next(BatchLoader(numbered(10), 4, device="cpu").shard(1, 2))
+    assert isinstance(batch, Batch)
+    assert (numbers(batch.images), batch.labels.tolist(), batch.size) == ([1, 3], [1, 0], 4)
+
+
+def test_a_subset_of_torch() -> None:
+    loader = BatchLoader(Subset(numbered(20), [7, 3, 12]), 2, device="cpu")
+    assert passed(loader) == [7, 3, 12]
+
+
+@pytest.mark.parametrize("state", [{}, {"seed": 1}, {"seed": 1.5, "epoch": 0}, {"seed": 1, "epoch": -1}, None, [1, 2]])
+def test_a_damaged_state_changes_nothing(state: Any) -> None:
+    loader = BatchLoader(numbered(10), seed=3, device="cpu")
+    with pytest.raises(InputError, match="the state of a BatchLoader has a seed and an epoch, not this"):
+        loader.load_state_dict(state)
+    assert loader.state_dict() == {"seed": 3, "epoch": 0}

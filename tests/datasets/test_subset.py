@@ -1,5 +1,6 @@
 """Some of the classes, and a held-out part of the images."""
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,10 @@ def test_subset_of_a_subset() -> None:
     [
         (["airplane", "automobil"], r"unknown class 'automobil'\. Did you mean 'automobile'\? Available: airplane, "),
         (["Ship"], r"unknown class 'Ship'\. Did you mean 'ship'\?"),
+        (["car"], r"unknown class 'car'\. Did you mean 'automobile'\? Available: airplane, "),
+        (["Plane"], r"unknown class 'Plane'\. Did you mean 'airplane'\?"),
+        ([None], r"unknown class None\. Available"),
+        ([1.0], r"unknown class 1\.0\. Available"),
         ([5], r"unknown class 5\. Available: airplane, automobile, bird, cat, ship\."),
         ([-1], r"unknown class -1\."),
     ],
@@ -100,6 +105,11 @@ def test_unknown_class(classes: list[str | int], message: str) -> None:
         (["ship", 4, 3, "cat"], r"repeated: cat, ship\."),
         ([], r"a list of at least one name or label, such as \['cat', 'dog'\], not \[\]\."),
         ("cat", r"a list of at least one name or label, .*not 'cat'\."),
+        ({"cat", "ship"}, r"classes are labelled in their order, which a set has not: pass a list"),
+        (frozenset({"cat"}), "which a frozenset has not"),
+        ({"cat": 0}, "which a dict has not"),
+        (3, "a list of at least one name or label, .*not 3"),
+        ([1] * 100_000, r"each class may be given once; repeated: automobile\."),
         (["bird", "cat"], r"the dataset has no image of bird, cat\."),
     ],
 )
@@ -184,6 +194,47 @@ def test_split_of_torchvisions(torchvision_tiny: Any) -> None:
 def test_no_part_may_be_empty(val: int) -> None:
     with pytest.raises(InputError, match=rf"val must be between 1 and 3 for 4 images, not {val}\."):
         train_val_split(numbered([0, 1, 0, 1]), val)
+
+
+@pytest.mark.parametrize(("val", "count"), [(0.1, 20), (0.25, 50), (np.float32(0.5), 100)])
+def test_a_fraction_of_the_images(val: float, count: int) -> None:
+    whole = numbered([0, 1, 2, 3, 4] * 40)
+    train, held_out = train_val_split(whole, val=val)
+    assert (len(train), len(held_out)) == (200 - count, count)
+    assert numbers(held_out) == numbers(train_val_split(whole, count)[1])
+
+
+@pytest.mark.parametrize("val", [0.999, 0.001])
+def test_a_fraction_that_leaves_one_part_empty(val: float) -> None:
+    with pytest.raises(InputError, match=rf"val must be between 1 and 199 for 200 images, not {val}"):
+        train_val_split(numbered([0, 1] * 100), val)
+
+
+@pytest.mark.parametrize("val", [1.5, 20.0, -0.1, float("nan"), "20", None])
+def test_neither_a_number_of_images_nor_a_fraction(val: Any) -> None:
+    with pytest.raises(InputError, match="val must be a whole number of images, or a fraction between 0 and 1, not"):
+        train_val_split(numbered([0, 1] * 20), val)
+
+
+def test_defaults_and_numpys_numbers_have_no_say() -> None:
+    whole = numbered([0, 1, 2, 3, 4] * 40)
+    expected = numbers(train_val_split(whole, 50, 1)[1])
+    assert numbers(train_val_split(whole, np.int32(50), np.int64(1))[1]) == expected  # type: ignore[arg-type]
+    with torch.device("meta"):
+        assert numbers(train_val_split(whole, 50, 1)[1]) == expected
+        part = cifar_subset(whole, ["ship", "cat"])
+    assert part.targets == cifar_subset(whole, ["ship", "cat"]).targets
+
+
+def test_classes_are_found_fast() -> None:
+    started = time.perf_counter()
+    with pytest.raises(InputError, match="each class may be given once"):
+        cifar_subset(numbered([0, 1]), [1] * 100_000)
+    assert time.perf_counter() - started < 2
+
+
+def test_any_iterable_in_an_order_will_do() -> None:
+    assert cifar_subset(numbered([0, 1, 4]), (name for name in ("ship", "airplane"))).targets == [1, 0]
 
 
 def test_the_test_set_is_not_to_choose_on(torchvision_tiny: Any) -> None:

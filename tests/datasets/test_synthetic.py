@@ -2,6 +2,7 @@
 
 import hashlib
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -154,3 +155,23 @@ def test_the_small_convnet_learns_the_first_three(train: SyntheticCIFAR10, test:
     convnet = fitted_accuracy(small_convnet(3), *parts, epochs=6, lr=0.05)
     assert pixels < 0.6
     assert convnet > 0.85
+
+
+def test_default_dtype_and_device_and_numpys_numbers_have_no_say() -> None:
+    expected = SyntheticCIFAR10(size=40, seed=3)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with torch.device("meta"):
+            found = SyntheticCIFAR10(size=np.int64(40), seed=np.int32(3))  # type: ignore[arg-type]
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(found.images, expected.images)
+    assert torch.equal(found.labels, expected.labels)
+    assert torch.equal(found[0][0], expected[0][0])
+
+
+def test_arguments_of_a_wrong_kind() -> None:
+    with pytest.raises(InputError, match="train must be True or False, not 'test'"):
+        SyntheticCIFAR10("test")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"size must be a whole number of pictures, not 10\.0"):
+        SyntheticCIFAR10(size=10.0)  # type: ignore[arg-type]

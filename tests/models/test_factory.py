@@ -184,26 +184,24 @@ class TestRoundTrip:
         assert_same(model, loaded)
         assert {p.dtype for p in loaded.parameters()} == {dtype}
         images = torch.rand(4, 3, 32, 32)
-        assert evaluate(loaded, [(images, torch.zeros(4, dtype=torch.int64))], "cpu").n == 4
+        assert evaluate(loaded, [(images, torch.zeros(4, dtype=torch.int64))], device="cpu").n == 4
         assert predict(loaded, images[0], mean=(0,) * 3, std=(1,) * 3, device="cpu")[0][1] > 0.2
 
-    def test_dtypes_may_be_mixed(self, path: Path) -> None:
+    def test_a_model_has_one_dtype(self, path: Path) -> None:
+        """Another could be saved, but torch would compute nothing with it."""
         model = small()
-        model.conv2.bfloat16()
-        model.fc1.half()
         model.fc2.double()
-        assert_same(model, load(save(model, path)))
+        with pytest.raises(WeightsError, match=r"fc2\.bias is torch\.float64 instead of torch\.float32"):
+            save(model, path)
+        assert not path.exists()
 
-    def test_channels_last_survives(self, path: Path) -> None:
+    def test_a_loaded_model_is_contiguous_whatever_was_saved(self, path: Path) -> None:
         model = small(in_channels=4).to(memory_format=torch.channels_last)
+        assert not model.conv1.weight.is_contiguous()
         loaded = load(save(model, path))
         assert_same(model, loaded)
-        for layer in (loaded.conv1, loaded.conv2):
-            assert layer.weight.is_contiguous(memory_format=torch.channels_last)
-            assert not layer.weight.is_contiguous()
-        assert loaded.fc1.weight.is_contiguous()
-        plain = load(save(small(), path))
-        assert all(p.is_contiguous() for p in plain.parameters())
+        assert all(p.is_contiguous() for p in loaded.parameters())
+        assert not model.conv1.weight.is_contiguous()
 
     def test_tensors_that_are_not_contiguous_survive(self, path: Path) -> None:
         model = small()
@@ -302,9 +300,7 @@ class TestRoundTrip:
         model = models.create(name, **config).to(dtype=dtype, memory_format=layout)
         loaded = load(save(model, tmp_path_factory.getbasetemp() / "any.safetensors"))
         assert_same(model, loaded)
-        for conv, found in ((model.conv1, loaded.conv1), (model.conv2, loaded.conv2)):
-            for each in (torch.contiguous_format, torch.channels_last):
-                assert conv.weight.is_contiguous(memory_format=each) == found.weight.is_contiguous(memory_format=each)
+        assert all(p.is_contiguous() for p in loaded.parameters())
 
 
 class TestSaveRefuses:
@@ -363,10 +359,10 @@ class TestLoadRefuses:
     def test_no_file(self, tmp_path: Path) -> None:
         with pytest.raises(WeightsError, match=r"cannot read the weights '.*none.safetensors': No such file"):
             load(tmp_path / "none.safetensors")
-        with pytest.raises(WeightsError, match=r"cannot read the weights .*: Is a directory"):
+        with pytest.raises(WeightsError, match=r"the folder '.*' has no model\.safetensors"):
             load(tmp_path)
 
-    @pytest.mark.parametrize("content", [b"", b"hello", b"\0" * 100, b"{}" * 50, os.urandom(7)], ids=repr)
+    @pytest.mark.parametrize("content", [b"", b"hello", b"\0" * 100, b"{}" * 50, b"\x07seven!"], ids=repr)
     def test_what_is_no_safetensors_file(self, content: bytes, path: Path) -> None:
         path.write_bytes(content)
         with pytest.raises(WeightsError, match="is not a whole safetensors file"):
@@ -554,6 +550,43 @@ def test_an_address_on_the_hub_is_fetched_and_then_a_file_like_any_other(
     assert_same(model, load("hf://owner/repo"))
 
 
+def test_create_takes_an_address_on_the_hub(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small()
+    models.annotate(model, classes=["a", "b", "c"], mean=(0.5,) * 3, std=(0.25,) * 3)
+    save(model, path)
+    monkeypatch.setattr(hub, "fetch", lambda address: path)
+    assert_same(model, models.create("hf://owner/repo", pretrained=True))
+    five = models.create("hf://owner/repo", pretrained=True, num_classes=5)
+    assert (five.meta.config["num_classes"], five.meta.classes, five.meta.mean) == (5, None, (0.5,) * 3)
+    assert torch.equal(five.conv1.weight, model.conv1.weight)
+    with pytest.raises(InputError, match="were made with in_channels=3"):
+        models.create("hf://owner/repo", pretrained=True, in_channels=1)
+    with pytest.raises(InputError, match="'hf://owner/repo' is an address of weights: pass pretrained=True"):
+        models.create("hf://owner/repo")
+
+
+@pytest.mark.usefixtures("own_registry")
+def test_a_model_without_reset_classifier_keeps_its_head(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    @models.register("headless")
+    class Headless(nn.Module):
+        def __init__(self, num_classes: int = 10) -> None:
+            super().__init__()
+            self.fc = nn.Linear(3, num_classes)
+
+    save(Headless(), path)
+    monkeypatch.setattr(hub, "fetch", lambda address: path)
+    with pytest.raises(
+        InputError, match=r"Headless cannot change its head: derive it from cifarnets\.models\.Classifier"
+    ):
+        models.create("hf://owner/repo", pretrained=True, num_classes=5)
+
+
+def test_a_default_device_of_the_user_is_left_out_of_a_load() -> None:
+    with torch.device("meta"):
+        model = load("convnet")
+    assert {p.device.type for p in model.parameters()} == {"cpu"}
+
+
 def test_a_malformed_address_says_how_one_reads() -> None:
     with pytest.raises(InputError, match=r"hf://owner/repo.*not 'hf://owner'"):
         load("hf://owner")
@@ -651,10 +684,10 @@ def test_half_files_are_half_as_large_and_load_as_float32(tmp_path: Path) -> Non
     assert torch.allclose(load(half)(images), model(images), atol=1e-2)
 
 
-@pytest.mark.parametrize("number", [0, -1, 2.0, True, "3"])
+@pytest.mark.parametrize("number", [-1, 2.0, True, "3"])
 def test_a_number_of_classes_is_a_whole_number(number: Any) -> None:
     for pretrained in (False, True):
-        with pytest.raises(InputError, match="num_classes must be a whole number of at least 1"):
+        with pytest.raises(InputError, match="num_classes must be a whole number of at least 0"):
             models.create(NAME, pretrained=pretrained, num_classes=number)
 
 
@@ -666,7 +699,7 @@ def test_a_header_of_more_layers_than_tensors_is_refused_at_once(tmp_path: Path)
     path.write_bytes(
         to_safetensors({"x": torch.zeros(1)}, {"cifarnets": "1", **{k: json.dumps(v) for k, v in entries.items()}})
     )
-    with pytest.raises(WeightsError, match="tells of more layers than the file has tensors"):
+    with pytest.raises(WeightsError, match="describes more layers than the file has tensors"):
         load(path)
 
 

@@ -1,5 +1,6 @@
 """Models by name: what is there, what is not, and a user's own."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -130,13 +131,27 @@ def test_the_config_holds_every_argument_however_it_was_given() -> None:
     assert models.create("probe", in_channels=1).meta.config == {**defaults, "in_channels": 1}
 
 
-def test_a_second_registration_of_a_name_is_refused_and_the_first_stays() -> None:
+def test_another_class_of_a_name_is_refused_and_the_first_stays() -> None:
     first = register_probe()
+
+    class Other(nn.Module):
+        def __init__(self, num_classes: int = 10) -> None:
+            super().__init__()
+
     with pytest.raises(InputError, match=r"a model named 'probe' is registered already \(.*Probe\)"):
-        register_probe()
+        models.register("probe")(Other)
     assert type(models.create("probe")) is first
     with pytest.raises(InputError, match=r"'convnet' is registered already \(ConvNet\)"):
         register_probe("convnet")
+
+
+def test_the_same_class_again_replaces_the_former(tmp_path: Path) -> None:
+    """As when a cell of a notebook runs twice; a model of the first run can still be saved."""
+    register_probe()
+    old = models.create("probe")
+    second = register_probe()
+    assert type(models.create("probe")) is second
+    assert type(load(save(old, tmp_path / "old.safetensors"))) is second
 
 
 def test_arguments_that_a_file_could_not_record_are_refused() -> None:
@@ -229,3 +244,61 @@ def test_info_of_released_weights_tells_what_is_known_of_them() -> None:
     assert facts.macs == facts.release.macs == models.summary(models.create("convnet.cifar3")).macs
     assert models.info("fcnet").macs == models.summary(models.create("fcnet")).macs
     assert models.info("wide_resnet28_10").release is None
+
+
+def test_patterns_ignore_upper_and_lower_case() -> None:
+    assert models.list_models("ResNet*") == models.list_models("resnet*") != []
+    assert models.list_models("ConvNet.*", pretrained=True) == ["convnet.cifar3"]
+
+
+def test_a_model_that_cannot_be_counted_is_left_out_where_numbers_are_asked_for() -> None:
+    @models.register("lazy")
+    class Lazy(nn.Module):
+        def __init__(self, num_classes: int = 10) -> None:
+            super().__init__()
+            self.head = nn.LazyLinear(num_classes)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(x.flatten(1))  # type: ignore[no-any-return]
+
+    @models.register("large_images")
+    class LargeImages(nn.Module):
+        def __init__(self, num_classes: int = 10) -> None:
+            super().__init__()
+            self.head = nn.Linear(3 * 224 * 224, num_classes, bias=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(x.flatten(1))  # type: ignore[no-any-return]
+
+    assert {"lazy", "large_images"} <= set(models.list_models())
+    assert models.list_models("l*", sort="parameters") == ["large_images"]
+    assert models.list_models("*a*e*", max_params=20_000) == []
+    assert models.list_models("l*", max_macs=10**12) == models.list_models("l*", sort="macs") == []
+    with pytest.raises(InputError, match=r"the parameters of 'lazy' cannot be counted: head\.weight gets its size"):
+        models.info("lazy")
+    with pytest.raises(InputError, match="the multiply-adds of 'large_images' cannot be counted"):
+        _ = models.info("large_images").macs
+
+
+@pytest.mark.parametrize("name", ["resnet18", "ResNet-18", "resnet"])
+def test_a_number_tells_two_nets_of_a_family_apart(name: str) -> None:
+    for call in (models.create, models.info, lambda name: models.create(name, pretrained=True)):
+        with pytest.raises(UnknownNameError) as caught:
+            call(name)
+        message = str(caught.value)
+        assert "Did you mean" not in message
+        assert "Of this family there are resnet20, resnet32, resnet44, resnet56, resnet110." in message
+
+
+def test_a_misspelt_name_is_still_suggested() -> None:
+    with pytest.raises(UnknownNameError, match="Did you mean 'resnet20'"):
+        models.create("resent20")
+
+
+@pytest.mark.parametrize("name", ["convnet", "vgg11_bn", "convnet.cifar3"])
+def test_info_as_plain_values_has_every_fact(name: str) -> None:
+    facts = models.info(name)
+    plain = facts.to_dict()
+    assert list(plain) == ["name", "description", "config", "parameters", "macs", "release"]
+    assert json.loads(json.dumps(plain))["macs"] == facts.macs > 0
+    assert (plain["release"] is None) == (facts.release is None)

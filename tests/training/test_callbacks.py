@@ -160,13 +160,6 @@ def test_the_bar_of_a_stream_counts_without_an_end(
     assert "images/s" not in screen.getvalue(), "nobody knows how many a batch has"
 
 
-def test_no_bar_without_a_terminal(net: MakeNet, loader: BatchLoader, capfd: pytest.CaptureFixture[str]) -> None:
-    fit(net, loader)
-    assert capfd.readouterr() == ("", "")
-    fit(net, loader, ProgressBar(show=True))
-    assert "epoch 1/2" in capfd.readouterr().err
-
-
 @pytest.mark.parametrize("options", [{"progress": False}, {"callbacks": [ProgressBar(show=False)]}])
 def test_no_bar_when_told_so(
     net: MakeNet, loader: BatchLoader, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
@@ -192,7 +185,7 @@ def test_the_log_of_the_article(
     for line, epoch in zip(lines, epochs, strict=True):
         stamp, rest = line.split(" Epoch ")
         assert abs((datetime.now() - datetime.fromisoformat(stamp)).total_seconds()) < 60
-        assert float(rest.removeprefix(f"{epoch}, Training loss ")) == pytest.approx(trainer.history[epoch - 1]["loss"])
+        assert rest == f"{epoch}, Training loss {trainer.history[epoch - 1]['loss']:.4f}"
 
 
 # What is written

@@ -245,6 +245,23 @@ def test_the_size_of_the_images_travels_with_the_weights(synthetic3: ImageDatase
     assert cifarnets.load("convnet").meta.size is None, "files of earlier versions say nothing"
 
 
+def test_predict_sees_pictures_of_the_size_that_was_trained_on() -> None:
+    torch.manual_seed(0)
+    labels = torch.arange(120) % 2
+    stripes = (torch.arange(64) % 2 * 255).byte().expand(64, 64)  # a pixel wide: gone in half the size
+    images = torch.stack([stripes if label else stripes.T for label in labels])[:, None].repeat(1, 3, 1, 1)
+    data = ImageDataset(images, labels, ["rows", "columns"])
+    model = cifarnets.models.create("resnet20", num_classes=2, widths=(4, 4, 8))
+    loader = BatchLoader(data, 40, shuffle=True, device="cpu", seed=0)
+    Trainer(model, lr=0.05, device="cpu", progress=False).fit(loader, epochs=6)
+    found = [
+        prediction[0][0] == data.classes[label]
+        for prediction, label in zip(cifarnets.predict(model, images), labels, strict=True)
+    ]  # type: ignore[index]
+    accuracy = evaluate(model, BatchLoader(data, 40, device="cpu"), device="cpu").accuracy
+    assert accuracy == sum(found) / 120 == 1.0
+
+
 def test_validation_leaves_training_mode_and_does_not_train(net: MakeNet, loader: BatchLoader) -> None:
     def fit(*val: Any) -> nn.Module:
         loader.epoch = 0

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -23,7 +25,7 @@ def test_all_but_filters_take_the_steps_of_nesterov_sgd() -> None:
     torch.manual_seed(0)
     ours, theirs = nn.Sequential(nn.Linear(6, 4)), nn.Sequential(nn.Linear(6, 4))
     theirs.load_state_dict(ours.state_dict())
-    muon = ConvMuon(ours, bias_lr=0.1, head_lr=0.2, weight_decay=0.01)
+    muon = ConvMuon(ours.parameters(), bias_lr=0.1, head_lr=0.2, weight_decay=0.01)
     usual = {"momentum": 0.85, "nesterov": True}
     sgd = torch.optim.SGD(
         [
@@ -42,8 +44,8 @@ def test_all_but_filters_take_the_steps_of_nesterov_sgd() -> None:
 
 
 def test_filters_keep_their_norm_and_move_by_the_rate() -> None:
-    model = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.Flatten())
-    optimizer = ConvMuon(model, lr=0.1, steps=6)
+    model: Any = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.Flatten())
+    optimizer = ConvMuon(model.parameters(), lr=0.1, steps=6)
     model(torch.randn(4, 3, 8, 8)).square().mean().backward()
     optimizer.step()
     before = model[0].weight.detach().clone()
@@ -62,7 +64,7 @@ def test_the_whitening_bias_stops_first_and_closures_work() -> None:
     rates = []
     for _ in range(8):
         rates.append([group["lr"] for group in optimizer.param_groups])
-        loss = optimizer.step(lambda: F.cross_entropy(model(torch.rand(2, 3, 32, 32)), torch.tensor([0, 1])))  # type: ignore[arg-type]
+        loss = optimizer.step(lambda: F.cross_entropy(model(torch.rand(2, 3, 32, 32)), torch.tensor([0, 1])))  # type: ignore[arg-type, return-value]
         assert loss is not None
         schedule.step()
     filters, _, _, whiten = zip(*rates, strict=True)
@@ -95,9 +97,10 @@ def test_rates_that_decay_could_not_be_divided_by(options: dict[str, float]) -> 
         make_optimizer(create("convnet"), "convmuon", options=options)
 
 
-def test_decay_that_it_does_not_part() -> None:
-    with pytest.raises(InputError, match="convmuon decays biases; leave out decay_biases=False"):
-        make_optimizer(create("convnet"), "convmuon", decay_biases=False)
+def test_decay_can_spare_biases() -> None:
+    optimizer = make_optimizer(create("convnet"), "convmuon", decay_biases=False)
+    decays = {group["param_names"][0]: group["weight_decay"] for group in optimizer.param_groups}
+    assert decays == {"conv1.weight": 0.0, "fc1.weight": 4e-3 / 1340, "conv1.bias": 0.0}
 
 
 @pytest.mark.parametrize("schedule", list(SCHEDULES))
@@ -120,8 +123,113 @@ def test_every_parameter_is_trained_whatever_its_shape() -> None:
             return (x * self.place).sum((1, 2)) * self.gain
 
     model = Odd()
-    optimizer = ConvMuon(model, bias_lr=0.1)
+    optimizer = ConvMuon(model.parameters(), bias_lr=0.1)
     model(torch.rand(4, 2, 2)).square().mean().backward()
     optimizer.step()
     assert (model.place != 1).all()
     assert model.gain != 1
+
+
+class Reference(torch.optim.Optimizer):
+    """The first version, with which the released runs were trained: it takes a model and knows its names."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        lr: float = 0.24,
+        momentum: float = 0.6,
+        steps: int = 3,
+        bias_lr: float = 106.0,
+        head_lr: float = 1340.0,
+        sgd_momentum: float = 0.85,
+        weight_decay: float = 4e-3,
+    ) -> None:
+        named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        whiten = [p for name, p in named if name.startswith("whiten.")]
+        filters = [p for name, p in named if p.ndim == 4 and not name.startswith("whiten.")]
+        heads = [p for name, p in named if p.ndim == 2 and not name.startswith("whiten.")]
+        taken = {id(p) for p in [*whiten, *filters, *heads]}
+        biases = [p for _, p in named if id(p) not in taken]
+        plain: dict[str, Any] = {"momentum": sgd_momentum, "muon": False, "until": 1.0}
+        groups: list[dict[str, Any]] = [
+            {"params": filters, "lr": lr, "momentum": momentum, "muon": True, "until": 1.0, "weight_decay": 0.0},
+            {"params": biases, "lr": bias_lr, **plain, "weight_decay": weight_decay / bias_lr},
+            {"params": heads, "lr": head_lr, **plain, "weight_decay": weight_decay / head_lr},
+            {"params": whiten, "lr": bias_lr, **plain, "until": 3 / 8, "weight_decay": weight_decay / bias_lr},
+        ]
+        super().__init__([group for group in groups if group["params"]], {"steps": steps})
+
+    step: Any = ConvMuon.step
+
+
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        ("airbench94", {"widths": (8, 16, 16)}),
+        ("airbench96", {"widths": (8, 8, 16)}),
+        ("resnet20", {"widths": (4, 4, 8), "se": True}),
+    ],
+)
+def test_the_trajectory_is_that_of_the_released_runs(name: str, config: dict[str, Any]) -> None:
+    options: dict[str, Any] = {"bias_lr": 2.0, "head_lr": 30.0}
+    models, optimizers, schedules = [], [], []
+    for kind in ("old", "new"):
+        torch.manual_seed(0)
+        model = create(name, num_classes=3, **config)
+        if kind == "old":
+            optimizer: torch.optim.Optimizer = Reference(model, lr=0.2, **options)
+        else:
+            optimizer = make_optimizer(model, "convmuon", lr=0.2, options=options)
+        models.append(model)
+        optimizers.append(optimizer)
+        schedules.append(make_schedule(optimizer, "triangular", 8, {"peak": 0.1, "start": 0.2}))
+    old, new = ([len(group["params"]) for group in each.param_groups] for each in optimizers)
+    assert old == new
+    for _ in range(8):
+        images, labels = torch.randn(8, 3, 32, 32), torch.randint(3, (8,))
+        for model, optimizer, schedule in zip(models, optimizers, schedules, strict=True):
+            optimizer.zero_grad()
+            F.cross_entropy(model(images), labels).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            schedule.step()
+    for a, b in zip(models[0].state_dict().values(), models[1].state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_the_state_of_the_first_version_still_loads() -> None:
+    model = create("airbench94", widths=(8, 8, 8))
+    old, new = Reference(model), make_optimizer(model, "convmuon")
+    model(torch.randn(2, 3, 32, 32)).square().mean().backward()
+    old.step()
+    new.load_state_dict(old.state_dict())
+    for group in old.param_groups:
+        for parameter in group["params"]:
+            assert torch.equal(new.state[parameter]["momentum_buffer"], old.state[parameter]["momentum_buffer"])
+
+
+def test_parameters_names_and_groups_are_taken_as_torchs_optimizers_take_them() -> None:
+    model: Any = create("convnet")
+    plain, named = ConvMuon(model.parameters()), ConvMuon(model.named_parameters())
+    assert [[id(p) for p in group["params"]] for group in plain.param_groups] == [
+        [id(p) for p in group["params"]] for group in named.param_groups
+    ]
+    assert [group["param_names"] for group in named.param_groups] == [
+        ["conv1.weight", "conv2.weight"],
+        ["conv1.bias", "conv2.bias", "fc1.bias", "fc2.bias"],
+        ["fc1.weight", "fc2.weight"],
+    ]
+    trunk, head = ConvMuon(
+        [{"params": model.conv1.weight}, {"params": model.fc2.parameters(), "lr": 7.0, "weight_decay": 0.7}], lr=0.1
+    ).param_groups[::2]
+    assert (trunk["lr"], head["lr"], head["weight_decay"]) == (0.1, 7.0, 0.7 / 7.0)
+    with pytest.raises(ValueError, match="empty parameter list"):
+        ConvMuon([])
+
+
+def test_a_fresh_head_is_trained() -> None:
+    model: Any = create("airbench94", pretrained=True, num_classes=3)
+    optimizer = make_optimizer(model, "convmuon", options={"head_lr": 1.0, "bias_lr": 1.0})
+    before = model.head.weight.clone()
+    F.cross_entropy(model(torch.randn(4, 3, 32, 32)), torch.tensor([0, 1, 2, 0])).backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+    assert not torch.equal(model.head.weight, before)

@@ -11,9 +11,10 @@ from torch import nn
 from cifarnets import Trainer
 from cifarnets.datasets import BatchLoader
 from cifarnets.errors import InputError, UnknownNameError
+from cifarnets.models import create
 from cifarnets.training import make_optimizer
 from cifarnets.training.muon import ConvMuon
-from cifarnets.training.optimizers import optimizer_names
+from cifarnets.training.optimizers import optimizer_names, param_groups
 
 Net = Callable[..., nn.Module]
 
@@ -98,3 +99,28 @@ def test_a_misspelt_name(net: Net) -> None:
 def test_what_cannot_train_such_nets_is_not_offered(net: Net, name: str) -> None:
     with pytest.raises(UnknownNameError):
         make_optimizer(net(), name)
+
+
+def test_a_model_may_train_some_parameters_for_a_part_of_the_fit() -> None:
+    model: Any = create("airbench94", widths=(8, 8, 8))
+    groups = param_groups(torch.nn.DataParallel(model), decay_biases=False)
+    named = [([name for name, _ in group["params"]], group.get("until"), group.get("weight_decay")) for group in groups]
+    weights, biases, whiten = named
+    assert (weights[1:], biases[1:]) == ((None, None), (None, 0.0))
+    assert whiten == (["module.whiten.bias"], 3 / 8, 0.0)
+    assert "module.head.weight" in weights[0]
+    model.trained_until = {"head.weight": 0.5}
+    assert [group.get("until") for group in param_groups(model)] == [None, 0.5]
+
+
+def test_the_optimizer_knows_the_names_of_its_parameters(net: Net) -> None:
+    model = net()
+    (group,) = make_optimizer(model, "adamw").param_groups
+    assert group["param_names"] == [name for name, _ in model.named_parameters()]
+
+
+def test_the_state_of_an_optimizer_without_names_loads(net: Net) -> None:
+    model = net()
+    old, new = torch.optim.SGD(model.parameters(), lr=0.3, momentum=0.9), make_optimizer(model)
+    new.load_state_dict(old.state_dict())
+    assert new.param_groups[0]["lr"] == 0.3

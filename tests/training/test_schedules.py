@@ -205,7 +205,7 @@ def test_a_loader_without_a_length(net: Callable[..., nn.Module], loader: BatchL
         def __iter__(self) -> Any:
             return iter(list(loader))
 
-    with pytest.raises(InputError, match=r"'cosine' must know how long the fit is, and the loader has no len\(\)"):
+    with pytest.raises(InputError, match=r"'cosine' must know the length of the fit, but the loader has no len\(\)"):
         Trainer(net(), schedule="cosine", device="cpu").fit(Endless(), epochs=1)
     for schedule in ("constant", lambda optimizer: ExponentialLR(optimizer, 0.5)):
         trainer = Trainer(net(), lr=0.8, schedule=schedule, device="cpu")

@@ -3,8 +3,12 @@
 import io
 import json
 import math
+import os
 import pickle
 import struct
+import subprocess
+import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,9 +20,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from cifarnets import load
-from cifarnets.errors import OutputError, WeightsError
-from cifarnets.weights.files import read_weights, write_weights
+from cifarnets import load, models, save
+from cifarnets.errors import CifarNetsError, OutputError, WeightsError
+from cifarnets.weights.files import parse_weights, read_weights, write_weights
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.int64)
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -108,6 +112,7 @@ def test_other_programs_can_read_it(tmp_path: Path) -> None:
             "mean": "null",
             "channels_last": "[]",
             "halved": "[]",
+            "sha256": file.metadata()["sha256"],
         }
 
 
@@ -239,7 +244,9 @@ def test_missing(path: Path) -> None:
 
 
 def test_a_folder(tmp_path: Path) -> None:
-    refuse(tmp_path, "cannot read the weights ")
+    for read, message in ((read_weights, "cannot read the weights "), (load, "has no model.safetensors")):
+        with pytest.raises(WeightsError, match=message):
+            read(tmp_path)
 
 
 def test_safetensors_of_another_program(path: Path) -> None:
@@ -396,3 +403,179 @@ def test_numbers_too_large_for_float16_are_not_halved(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="weight has numbers that are too large for float16"):
         write_weights(tmp_path / "half.safetensors", tensors, {}, "1", half=True)
     assert list(tmp_path.iterdir()) == []
+
+
+# --- every byte counts
+
+
+def test_every_flipped_bit_is_refused(path: Path) -> None:
+    tensors = {"weight": torch.rand(2, 2), "count": torch.tensor(7)}
+    content = write_weights(path, tensors, {"architecture": "größe", "config": {"a": [1, 2]}}, "1").read_bytes()
+    for place in range(len(content)):
+        for bit in range(8):
+            changed = bytearray(content)
+            changed[place] ^= 1 << bit
+            with pytest.raises(WeightsError):
+                parse_weights(bytes(changed), "flipped")
+
+
+def test_a_flipped_bit_of_a_model_is_named(path: Path) -> None:
+    content = bytearray(save(models.create("fcnet", widths=(2,)), path).read_bytes())
+    content[-1] ^= 0x40
+    path.write_bytes(content)
+    refuse(path, "is damaged: its bytes are not those that were written")
+
+
+SAVE = """
+import sys, torch, cifarnets
+torch.manual_seed(0)
+model = cifarnets.models.create("convnet", num_classes=3)
+cifarnets.models.annotate(model, classes=["a", "b", "c"], training={"epochs": 3, "lr": 0.1})
+cifarnets.save(model, sys.argv[1])
+"""
+
+
+def test_the_same_model_gives_the_same_bytes(tmp_path: Path) -> None:
+    """The order of a hash map would change from process to process."""
+    files = [tmp_path / f"{seed}.safetensors" for seed in ("0", "1", "2")]
+    for file in files:
+        subprocess.run([sys.executable, "-c", SAVE, file], env={**os.environ, "PYTHONHASHSEED": file.stem}, check=True)
+    assert len({file.read_bytes() for file in files}) == 1
+    again = tmp_path / "again.safetensors"
+    assert save(load(files[0]), again).read_bytes() == files[0].read_bytes()
+
+
+def test_a_file_from_before_digests_is_read_and_any_other_without_one_is_not(path: Path) -> None:
+    stored = {"w": torch.ones(2)}
+    save_file(stored, path, {"cifarnets": "0.1.0", "format": "pt", "config": "{}"})
+    assert same(read_weights(path)[0]["w"], stored["w"])
+    save_file(stored, path, {"cifarnets": "0.1.0", "format": "pt", "config": "{}", "sha257": "0" * 64})
+    refuse(path, "is damaged: it has no digest, though it has the entry 'sha257'")
+
+
+def test_a_file_that_is_rewritten_while_it_is_read_is_one_or_the_other_or_refused(path: Path) -> None:
+    """Were it mapped into memory, the process would end with a bus error."""
+    versions = [write_weights(path, {"w": torch.full((50_000,), value)}, {}, "1").read_bytes() for value in (1.0, 2.0)]
+    stop = threading.Event()
+
+    def rewrite_in_place() -> None:
+        while not stop.is_set():
+            for content in versions:
+                path.write_bytes(content)
+
+    writer = threading.Thread(target=rewrite_in_place)
+    writer.start()
+    try:
+        for _ in range(200):
+            try:
+                tensors, _ = read_weights(path)
+            except WeightsError:
+                continue
+            assert tensors["w"].unique().tolist() in ([1.0], [2.0])
+    finally:
+        stop.set()
+        writer.join()
+
+
+# --- nothing without bounds
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such files")
+def test_pipes_and_devices_are_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero")):
+        refuse(path, "cannot read the weights .* is no regular file")
+
+
+def raw(path: Path, text: str, data: bytes = b"") -> None:
+    path.write_bytes(struct.pack("<Q", len(text.encode())) + text.encode() + data)
+
+
+def entry(shape: list[int], begin: int = 0, end: int = 0) -> dict[str, Any]:
+    return {"dtype": "F32", "shape": shape, "data_offsets": [begin, end]}
+
+
+OURS = {"cifarnets": "1", "format": "pt"}
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {f"empty{i}": entry([0]) for i in range(60_000)},
+        {"w": entry([0, 2**47, 2**47])},
+        {"w": {**entry([0]), "shape": [False]}},
+        {"w": {**entry([0]), "shape": "0"}},
+        {"w": {**entry([0]), "dtype": ["F32"]}},
+        {"w": 5},
+        {"w": None},
+        {"__metadata__": {"cifarnets": 1}},
+        {"__metadata__": ["cifarnets"]},
+    ],
+    ids=lambda header: str(header)[:60],
+)
+def test_headers_out_of_bounds(header: dict[str, Any], path: Path) -> None:
+    raw(path, json.dumps({"__metadata__": OURS, **header}))
+    refuse(path, "is not a whole safetensors file: ")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"w": ' + "[" * 200 + "]" * 200 + "}",
+        '{"w": ' + "[" * 100_000 + "]" * 100_000 + "}",
+        '{"w": ' + "9" * 5000 + "}",
+        '{"__metadata__": {"cifarnets": "1", "cifarnets": "2"}}',
+        '{"__metadata__": {"cifarnets": "1"}, "__metadata__": {"cifarnets": "1"}}',
+        "{" + " " * 11_000_000 + "}",
+    ],
+    ids=["deep", "too deep for json", "digits", "twice", "twice outside", "long"],
+)
+def test_texts_out_of_bounds(text: str, path: Path) -> None:
+    raw(path, text)
+    for read in READERS:
+        with pytest.raises(WeightsError) as info:
+            read(path)
+        assert len(str(info.value)) < 1000
+
+
+def test_what_could_not_be_read_is_not_written(tmp_path: Path) -> None:
+    deep: Any = None
+    for _ in range(150):
+        deep = [deep]
+    for header in ({"training": deep}, {"training": 10**2000}):
+        with pytest.raises(WeightsError, match=r"must be plain values \(JSON\)"):
+            write_weights(tmp_path / "file", {}, header, "1")
+    with pytest.raises(WeightsError, match="would have 12,000,"):
+        write_weights(tmp_path / "file", {}, {"note": "x" * 12_000_000}, "1")
+    with pytest.raises(WeightsError, match=r"w is .*meta.*convert it first|'w' is .*meta"):
+        write_weights(tmp_path / "file", {"w": torch.ones(2, device="meta")}, {}, "1")
+    for name in ("\ud800", "__metadata__"):
+        with pytest.raises(WeightsError, match="cannot be written"):
+            write_weights(tmp_path / "file", {name: torch.ones(2)}, {}, "1")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_name_cannot_write_on_the_terminal(path: Path) -> None:
+    for header in ({"a\x1b[31m": entry([3])}, {"a\x1b[31m" * 10_000: entry([3])}):
+        raw(path, json.dumps({"__metadata__": OURS, **header}))
+        with pytest.raises(WeightsError) as info:
+            read_weights(path)
+        assert "\x1b" not in str(info.value)
+        assert len(str(info.value)) < 1000
+
+
+# --- paths
+
+
+@pytest.mark.parametrize("path", ["a\0b", "\ud800", "x" * 300, "~nobody-of-this-name/x", "a/" * 3000])
+def test_paths_that_cannot_be(path: str) -> None:
+    for call in (read_weights, load, lambda p: write_weights(p, {}, {}, "1")):
+        with pytest.raises(CifarNetsError, match="cannot be used"):
+            call(path)
+
+
+def test_a_tilde_is_the_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    assert save(models.create("fcnet", widths=(2,)), "~/mine.safetensors") == tmp_path / "mine.safetensors"
+    assert load("~/mine.safetensors").meta.architecture == "fcnet"

@@ -1,5 +1,6 @@
 """Weights from the Hub: the real `huggingface_hub` against a small server on the loopback."""
 
+import contextlib
 import errno
 import hashlib
 import http.server
@@ -37,6 +38,18 @@ paths = st.lists(st.from_regex(r"[A-Za-z0-9._@ -]+", fullmatch=True), min_size=1
 def test_an_address_is_taken_apart(owner: str, name: str, revision: str | None, path: str | None) -> None:
     address = f"hf://{owner}/{name}" + (f"@{revision}" if revision else "") + (f"/{path}" if path else "")
     assert hub.parse_address(address) == (f"{owner}/{name}", revision, path or "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("address", "parts"),
+    [
+        ("hf://o/r@refs/pr/1", ("o/r", "refs/pr/1", "model.safetensors")),
+        ("hf://o/r@refs/pr/1/nets/a.safetensors", ("o/r", "refs/pr/1", "nets/a.safetensors")),
+        ("hf://o/r@refs/convert/parquet/a", ("o/r", "refs/convert/parquet", "a")),
+    ],
+)
+def test_a_pull_request_is_a_revision(address: str, parts: tuple[str, str, str]) -> None:
+    assert hub.parse_address(address) == parts
 
 
 def test_what_is_left_open_is_the_default() -> None:
@@ -113,16 +126,22 @@ def handler_of(served: Hub) -> type[http.server.BaseHTTPRequestHandler]:
 # huggingface_hub reads its environment when it is imported, so that each case needs a process of its own. It tries
 # again and again where nobody answers, and waits half a minute in all between the tries: here it does not wait.
 PROGRAM = """
-import json, sys, time
+import json, os, sys, time
 import cifarnets
-time.sleep = lambda seconds: None
+from cifarnets.weights import hub
+hub.ANSWER_SECONDS, hub.STALL_SECONDS = (float(text) for text in os.environ.get("LIMITS", "8 30").split())
+if "LIMITS" not in os.environ:
+    time.sleep = lambda seconds: None
 results = {}
 for address in json.loads(sys.argv[1]):
+    start = time.perf_counter()
     try:
         model = cifarnets.load(address)
         results[address] = {"sum": sum(tensor.double().sum().item() for tensor in model.state_dict().values())}
     except Exception as error:
         results[address] = {"error": type(error).__name__, "message": str(error)}
+        if "LIMITS" in os.environ:
+            results[address]["seconds"] = time.perf_counter() - start
 print(json.dumps(results))
 """
 
@@ -151,9 +170,10 @@ class Process:
         )
 
     def results(self) -> Results:
-        out, err = self.process.communicate(timeout=120)
-        assert self.process.returncode == 0, err
-        return json.loads(out)
+        out, self.noise = self.process.communicate(timeout=120)
+        assert self.process.returncode == 0, self.noise
+        results: Results = json.loads(out)
+        return results
 
 
 @dataclass
@@ -246,10 +266,14 @@ def test_the_second_time_it_comes_from_the_cache(story: Story, way: str) -> None
 @pytest.mark.parametrize("way", ["offline", "unreachable"])
 @pytest.mark.parametrize("address", ["hf://me/nets/other.safetensors", "hf://me/nobody"])
 def test_without_the_hub_and_without_a_copy(story: Story, way: str, address: str) -> None:
-    assert getattr(story, way)[address] == {
+    found = getattr(story, way)[address]
+    assert found == {
         "error": "DownloadError",
-        "message": f"{address} is not in the cache, and the Hub cannot be reached (offline, or HF_HUB_OFFLINE is set).",
+        "message": found["message"],
     }
+    assert found["message"].startswith(f"{address} is not in the cache, and the Hub cannot be reached: ")
+    assert {"offline": "HF_HUB_OFFLINE", "unreachable": "refused"}[way] in found["message"]
+    assert "\n" not in found["message"]
 
 
 @pytest.mark.parametrize(
@@ -283,6 +307,65 @@ def test_a_connection_that_is_always_cut(story: Story) -> None:
     assert found["message"].startswith("cannot download hf://me/nets/cut.safetensors: ")
 
 
+# --- a Hub that is away, or never ends its answer
+
+
+def test_a_hub_that_is_away_is_left_at_once_and_without_noise(tmp_path: Path) -> None:
+    process = Process("http://127.0.0.1:9", tmp_path, ["hf://me/nets"], LIMITS="8 30")
+    found = process.results()["hf://me/nets"]
+    assert found["error"] == "DownloadError"
+    assert "refused" in found["message"]
+    assert found["seconds"] < 6  # huggingface_hub alone takes 23 s
+    assert process.noise == ""
+
+
+class Endless(http.server.BaseHTTPRequestHandler):
+    """Answers the question for `trickle` and `continue` without end, and the download of `stall` with one byte."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_HEAD(self) -> None:
+        if "stall" not in self.path:
+            return self.go_on(b"HTTP/1.1 100 Continue\r\n\r\n" if "continue" in self.path else b"H")
+        self.send_response(200)
+        self.send_header("X-Repo-Commit", COMMITS["main"])
+        self.send_header("ETag", '"abc"')
+        self.send_header("Content-Length", "1000")
+        return self.end_headers()
+
+    def do_GET(self) -> None:
+        self.do_HEAD()
+        self.wfile.write(b"x")
+        self.go_on(b"")
+
+    def go_on(self, content: bytes) -> None:
+        with contextlib.suppress(OSError):
+            while not self.server.over.wait(0.2):  # type: ignore[attr-defined]
+                self.wfile.write(content)
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+def test_an_answer_that_never_ends_is_left(tmp_path: Path) -> None:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Endless)
+    server.over = threading.Event()  # type: ignore[attr-defined]
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    addresses = ["hf://me/trickle", "hf://me/continue", "hf://me/stall"]
+    try:
+        results = Process(f"http://127.0.0.1:{server.server_port}", tmp_path, addresses, LIMITS="1.5 1.5").results()
+    finally:
+        server.over.set()  # type: ignore[attr-defined]
+        server.shutdown()
+        server.server_close()
+        thread.join()
+    for address in addresses:
+        assert results[address]["error"] == "DownloadError"
+        assert "no answer within 1.5 seconds" in results[address]["message"]
+        assert results[address]["seconds"] < 15
+
+
 # --- errors of huggingface_hub, told apart
 
 
@@ -302,7 +385,7 @@ def answered(kind: type[Exception]) -> Exception:
         (answered(hub_errors.GatedRepoError), WeightsError, "or a private one"),
         (answered(hub_errors.RevisionNotFoundError), WeightsError, "nothing at hf://me/nets: .*no revision"),
         (answered(hub_errors.HfHubHTTPError), DownloadError, "cannot download hf://me/nets: "),
-        (hub_errors.LocalEntryNotFoundError("away"), DownloadError, "is not in the cache"),
+        (hub_errors.LocalEntryNotFoundError("away"), DownloadError, "cannot be reached any more"),
         (hub_errors.EntryNotFoundError("404\n\nlong"), WeightsError, "nothing at hf://me/nets: .*no file"),
         (hub_errors.HFValidationError("bad name"), InputError, "cannot be an address on the Hub: bad name$"),
         (
@@ -322,6 +405,7 @@ def test_each_error_becomes_one_of_ours(
         raise raised
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda url, timeout: None)
     with pytest.raises(error, match=message) as info:
         hub.fetch("hf://me/nets")
     assert info.value.__cause__ is raised
@@ -335,5 +419,6 @@ def test_what_is_asked_of_huggingface_hub(monkeypatch: pytest.MonkeyPatch, tmp_p
         return str(tmp_path / filename)
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda url, timeout: None)
     assert hub.fetch("hf://me/nets@v1") == tmp_path / "model.safetensors"
     assert asked == [("me/nets", "model.safetensors", "v1", "cifarnets")]

@@ -154,3 +154,29 @@ def test_a_state_that_refers_to_nothing_is_damaged(tmp_path: Path, content: Any)
     path = write_weights(tmp_path / CHECKPOINT_FILE, {"0": torch.zeros(2)}, {"state": content}, "0.1.0")
     with pytest.raises(WeightsError, match=r"the state in .* is damaged"):
         read_state(path)
+
+
+def test_a_flipped_bit_is_refused(tmp_path: Path) -> None:
+    content = write_state(tmp_path / CHECKPOINT_FILE, {"step": 3, "momentum": torch.rand(50)}).read_bytes()
+    for place in range(0, len(content), 7):
+        changed = bytearray(content)
+        changed[place] ^= 1 << place % 8
+        (tmp_path / CHECKPOINT_FILE).write_bytes(changed)
+        with pytest.raises(WeightsError):
+            read_state(tmp_path / CHECKPOINT_FILE)
+
+
+def test_the_same_state_gives_the_same_bytes(tmp_path: Path) -> None:
+    state = {"b": torch.ones(2), "a": {"z": 1, "y": [2.5, None]}}
+    files = [write_state(tmp_path / name, state) for name in ("one", "two")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+@pytest.mark.parametrize("depth", [200, 100_000])
+def test_a_state_that_is_too_deep_is_not_written(depth: int, tmp_path: Path) -> None:
+    state: Any = None
+    for _ in range(depth):
+        state = [state]
+    with pytest.raises(WeightsError, match=r"too deep|nested more than 100 levels"):
+        write_state(tmp_path / CHECKPOINT_FILE, state)
+    assert list(tmp_path.iterdir()) == []

@@ -1,12 +1,14 @@
-"""Pictures drawn on the spot, in the shape of CIFAR-10: for demos, tests and first steps without a download."""
+"""Drawn pictures in the shape of CIFAR-10, for demos, tests and first steps without a download."""
 
 import math
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from cifarnets._checked import checked
 from cifarnets.datasets.images import ARTICLE_MEAN, ARTICLE_STD, ImageDataset, View
 from cifarnets.errors import InputError
 from cifarnets.seeding import generator
@@ -15,30 +17,31 @@ from cifarnets.seeding import generator
 class SyntheticCIFAR10(ImageDataset):
     """Shapes and textures as `[3, 32, 32]` pictures of ten classes: made in a moment, easy to learn, no photographs.
 
-    Place, size, angle, colours, light and noise are drawn alike for every class, and foreground and background are
-    as likely one way round as the other. So a linear classifier can do no more than guess from the mean colour, and
-    little more from the pixels: it takes the form. The first three classes (disc, cross, stripes) make a good small
-    task of their own.
+    Position, size, angle, colours, light and noise follow the same distribution in every class, and either colour of a
+    pair is as often the background. So the mean colour tells a linear classifier nothing, and the pixels tell it
+    little: only the form tells the classes apart. The first three classes (disc, cross, stripes) make a good small
+    task.
 
     Examples:
+        >>> from cifarnets.datasets import SyntheticCIFAR10
         >>> SyntheticCIFAR10(train=False)
         SyntheticCIFAR10(1,000 images, 10 classes, view='normalized', split='test')
 
     Args:
-        train: The training set or the test set; no picture is in both.
-        size: How many pictures, shared out evenly among the classes (to one picture); by default 5,000 to train
-            and 1,000 to test.
-        seed: Which pictures. They follow from `(seed, train, size)` alone, on every machine; a larger set is drawn
-            anew and does not begin with the smaller one.
+        train: True for the training set, False for the test set; no picture is in both.
+        size: How many pictures; 5,000 to train and 1,000 to test by default. Every class has as many, to one picture.
+        seed: Which pictures. They depend on `(seed, train, size)` alone, on every machine; a larger set does not begin
+            with the smaller one.
         mean: Per channel, for the normalised view.
-        std: Per channel, likewise.
+        std: Per channel, for the normalised view.
         transform: Called with an item's picture, as `view` gives it, when the item is read.
         view: `"normalized"`, `"unit"` or `"pil"`, as in `ImageDataset`.
 
     Raises:
-        InputError: `size` is below 1.
+        InputError: `size` is below 1, or an argument is of a wrong kind.
     """
 
+    @checked
     def __init__(
         self,
         train: bool = True,
@@ -50,15 +53,22 @@ class SyntheticCIFAR10(ImageDataset):
         transform: Callable[[Any], Any] | None = None,
         view: View = "normalized",
     ) -> None:
+        if train not in (True, False):
+            raise InputError(f"train must be True or False, not {train!r}.")
         if size is None:
             size = 5000 if train else 1000
-        if size < 1:
-            raise InputError(f"size must be at least 1 picture, not {size}.")
-        random = generator(seed, train, size)
-        labels = torch.arange(size).remainder(len(_FORMS)).sort().values
-        counts = labels.bincount(minlength=len(_FORMS)).tolist()
-        images = torch.cat([_draw(form, count, random) for form, count in zip(_FORMS.values(), counts, strict=True)])
-        order = torch.randperm(size, generator=random)
+        try:
+            size = operator.index(size)
+        except TypeError as error:
+            raise InputError(f"size must be a whole number of pictures, not {size!r}.") from error
+        if not 1 <= size <= 10_000_000:
+            raise InputError(f"size must be at least 1 picture and at most 10 million, not {size}.")
+        random = generator(seed, bool(train), size)
+        with torch.device("cpu"):  # whatever the default device is
+            labels = torch.arange(size).remainder(len(_FORMS)).sort().values
+            counts = labels.bincount(minlength=len(_FORMS)).tolist()
+            images = torch.cat([_draw(form, n, random) for form, n in zip(_FORMS.values(), counts, strict=True)])
+            order = torch.randperm(size, generator=random)
         super().__init__(
             images[order],
             labels[order],
@@ -75,7 +85,7 @@ def _draw(form: Callable[[Tensor, Tensor], Tensor], count: int, random: torch.Ge
     """`count` pictures of one form, uint8 `[count, 3, 32, 32]`."""
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
-        # Double precision, because machines differ in the last bit, which rounding to 256 steps then hides.
+        # Machines differ in the last bit of a result; in double precision, rounding to 256 steps hides that.
         return low + (high - low) * torch.rand(count, *shape, generator=random, dtype=torch.float64)
 
     axis = (torch.arange(32, dtype=torch.float64) - 15.5) / 16
@@ -84,7 +94,7 @@ def _draw(form: Callable[[Tensor, Tensor], Tensor], count: int, random: torch.Ge
     x, y = across - uniform(-0.2, 0.2, 1, 1), down - uniform(-0.2, 0.2, 1, 1)
     cos, sin = angle.cos() / scale, angle.sin() / scale
     distance = form(x * cos + y * sin, y * cos - x * sin) * scale
-    # -1 is background and +1 the form; between them an edge one pixel (1/16) wide, so that slants look smooth.
+    # -1 is the background and +1 the form, with an edge between them one pixel (1/16) wide, so that slants look smooth.
     mask = (distance * -32).clamp_(-1, 1).unsqueeze(1)
 
     contrast = uniform(-1, 1, 3, 1, 1)
@@ -95,18 +105,18 @@ def _draw(form: Callable[[Tensor, Tensor], Tensor], count: int, random: torch.Ge
 
 
 def _edges(x: Tensor, y: Tensor, sides: int, inner: float) -> Tensor:
-    """How far outside each side of a regular polygon a point lies; the sides touch a circle of radius `inner`."""
+    """The distance of each point to the sides of a regular polygon, which touch a circle of radius `inner`."""
     angles = [2 * math.pi * side / sides for side in range(sides)]
     return torch.stack([x * math.cos(angle) + y * math.sin(angle) for angle in angles]) - inner
 
 
 def _cell(x: Tensor) -> Tensor:
-    """The distance to the nearest whole number, which repeats a form for ever."""
+    """The distance to the nearest whole number, which repeats a form without end."""
     return (x - x.round()).abs()
 
 
 _FORMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    # Class name to signed distance, below 0 inside: a form reaches about 1 from the centre, a texture goes on for ever.
+    # Class name to signed distance, below 0 inside. A form reaches about 1 from the centre; a texture has no end.
     "disc": lambda x, y: x.hypot(y) - 0.9,
     "cross": lambda x, y: torch.minimum(x.abs(), y.abs()).sub(0.25).maximum(torch.maximum(x.abs(), y.abs()) - 0.95),
     "stripes": lambda x, _: (_cell(x * 1.5) - 0.25) / 1.5,

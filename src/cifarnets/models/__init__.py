@@ -1,11 +1,13 @@
-"""Models by name: make one, know one, keep one."""
+"""Models by name: create one, list and describe them, save and load one."""
 
 from cifarnets.models.airbench import Airbench, Airbench94, Airbench95, Airbench96
 from cifarnets.models.catalog import ModelInfo, info, list_models
+from cifarnets.models.classifier import Classifier, head
 from cifarnets.models.convnet import ConvNet, ConvNetFunctional
 from cifarnets.models.factory import create
 from cifarnets.models.fcnet import FCNet
 from cifarnets.models.metadata import ModelMeta, annotate
+from cifarnets.models.preprocessing import NormalizedModel, transform_for, with_normalization
 from cifarnets.models.profile import Layer, Summary, summary
 from cifarnets.models.registry import register
 from cifarnets.models.resnet import ResNet, ResNet20, ResNet32, ResNet44, ResNet56, ResNet110
@@ -22,12 +24,14 @@ __all__ = [
     "Airbench94",
     "Airbench95",
     "Airbench96",
+    "Classifier",
     "ConvNet",
     "ConvNetFunctional",
     "FCNet",
     "Layer",
     "ModelInfo",
     "ModelMeta",
+    "NormalizedModel",
     "Release",
     "ResNet",
     "ResNet20",
@@ -41,11 +45,13 @@ __all__ = [
     "WideResNet28x10",
     "annotate",
     "create",
-    "describe",
+    "head",
     "info",
     "list_models",
     "load",
     "register",
     "save",
     "summary",
+    "transform_for",
+    "with_normalization",
 ]

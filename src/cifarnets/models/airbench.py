@@ -10,25 +10,32 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cifarnets.errors import InputError
-from cifarnets.models.pooling import max_pool2d
+from cifarnets.models.classifier import Classifier
 from cifarnets.models.registry import register
 
 
-class Airbench(nn.Module):
+class Airbench(Classifier):
     """Whitening 2×2 convolution, three blocks of convolutions with BatchNorm and GELU, scaled logits.
 
     The first convolution is set from training images (`init_from_images`) and stays as it is; its bias is trained.
     The other convolutions start as the identity on their first channels (a Dirac), the scales of BatchNorm stay at
     one.
 
+    Examples:
+        >>> import torch
+        >>> from cifarnets.models import Airbench
+        >>> model = Airbench(10, 3, widths=(8, 16, 16), depth=2, momentum=0.4, scale=1.0)
+        >>> model(torch.zeros(2, 3, 32, 32)).shape
+        torch.Size([2, 10])
+
     Args:
-        num_classes: Outputs.
+        num_classes: Number of outputs; 0 for features `[N, widths[-1]]`.
         in_channels: Channels of the 32×32 images.
         widths: Channels of the three blocks.
-        depth: Convolutions of each block, 2 or 3; with three, a shortcut goes around the last two and is added before
+        depth: Convolutions of each block, 2 or 3. With three, a shortcut goes around the last two and is added before
             the last GELU.
-        momentum: Weight of a new batch in the statistics of BatchNorm, as torch has it.
-        scale: What logits are multiplied by beside one over the head's inputs.
+        momentum: Weight of a new batch in the statistics of BatchNorm, as in torch.
+        scale: Factor of the logits, which are divided by the number of inputs of the head as well.
 
     Shapes: `[N, in_channels, 32, 32]` to logits `[N, num_classes]`.
 
@@ -40,6 +47,8 @@ class Airbench(nn.Module):
         self, num_classes: int, in_channels: int, widths: Sequence[int], depth: int, momentum: float, scale: float
     ) -> None:
         super().__init__()
+        # The whitening layer is trained in the first part of a fit only, as in the paper; see `training.param_groups`.
+        self.trained_until = {"whiten.bias": 3 / 8}
         if len(widths) != 3:
             raise InputError(f"widths must be three numbers, one a block, not {widths!r}.")
         if depth not in (2, 3):
@@ -51,25 +60,45 @@ class Airbench(nn.Module):
         self.block1 = _Block(filters, widths[0], depth, momentum)
         self.block2 = _Block(widths[0], widths[1], depth, momentum)
         self.block3 = _Block(widths[1], widths[2], depth, momentum)
-        self.head = nn.Linear(widths[2], num_classes, bias=False)
-        # Deviations of one and a small scale, where the source's scripts for SGD leave the head as torch makes it and
-        # multiply by 1/9: a learning rate of ConvMuon's then suits the heads of all three.
-        with torch.no_grad():
-            self.head.weight.div_(self.head.weight.std())
+        self.num_features, self.num_classes = widths[2], num_classes
+        self.head = self.make_head()
         self.scale = scale / widths[2]
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward_features(self, x: Tensor) -> Tensor:
         x = F.gelu(self.whiten(x))
-        x = self.block3(self.block2(self.block1(x)))
+        return self.block3(self.block2(self.block1(x)))  # type: ignore[no-any-return]
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         x = F.max_pool2d(x, 3).flatten(1)
-        return self.head(x) * self.scale  # type: ignore[no-any-return]
+        if pre_logits:
+            return x
+        x = self.head(x)
+        return x * self.scale if self.num_classes else x  # logits are scaled, features are not
+
+    def make_head(self) -> nn.Module:
+        if not self.num_classes:
+            return nn.Identity()
+        head = nn.Linear(self.num_features, self.num_classes, bias=False)
+        # A standard deviation of one, and a small scale of the logits: one learning rate of ConvMuon then suits the
+        # heads of all three nets. (The source's scripts for SGD keep torch's head and multiply its logits by 1/9.)
+        with torch.no_grad():
+            head.weight.div_(head.weight.std())
+        return head
 
     @torch.no_grad()
     def init_from_images(self, images: Tensor) -> None:
-        """Set the first convolution so that its outputs on 2×2 patches are uncorrelated, each with both signs.
+        """Set the first convolution from images: its outputs for their 2×2 patches are then uncorrelated.
+
+        Each filter is there with both signs.
+
+        Examples:
+            >>> import torch
+            >>> from cifarnets.models import create
+            >>> model = create("airbench94")
+            >>> model.init_from_images(torch.randn(100, 3, 32, 32))
 
         Args:
-            images: Some thousand training images as the model is fed them, `[N, in_channels, H, W]`.
+            images: Some thousand normalised training images, `[N, in_channels, H, W]`.
         """
         channels = images.shape[1]
         images = images.cpu() if images.device.type == "mps" else images  # which has no float64
@@ -83,7 +112,13 @@ class Airbench(nn.Module):
 class Airbench94(Airbench):
     """Whitening 2×2 convolution, three blocks of two convolutions with BatchNorm and GELU, scaled logits.
 
-    With ten outputs there are 1,972,792 numbers, of which 1,971,352 are trained.
+    With ten outputs there are 1,972,792 parameters, of which 1,971,352 are trained.
+
+    Examples:
+        >>> import torch
+        >>> from cifarnets.models import Airbench94
+        >>> Airbench94(num_classes=3, widths=(8, 16, 16))(torch.zeros(2, 3, 32, 32)).shape
+        torch.Size([2, 3])
 
     Arguments and shapes are those of `Airbench`.
     """
@@ -101,10 +136,14 @@ class Airbench94(Airbench):
 
 @register("airbench95")
 class Airbench95(Airbench):
-    """`Airbench94` with wider blocks; 4,606,520 numbers, of which 4,604,440 are trained.
+    """`Airbench94` with wider blocks; 4,606,520 parameters, of which 4,604,440 are trained.
 
-    With the default scale, logits start as large as in the source, which takes a ninth of what a head has that starts
-    as torch has it.
+    With the default scale, logits start as large as in the source, which keeps torch's head and takes a ninth of it.
+
+    Examples:
+        >>> from cifarnets.models import Airbench95, create
+        >>> isinstance(create("airbench95"), Airbench95)
+        True
 
     Arguments and shapes are those of `Airbench`.
     """
@@ -122,10 +161,15 @@ class Airbench95(Airbench):
 
 @register("airbench96")
 class Airbench96(Airbench):
-    """`Airbench95` with deeper blocks and shortcuts; 9,918,776 numbers, of which 9,915,416 are trained.
+    """`Airbench95` with deeper blocks and shortcuts; 9,918,776 parameters, of which 9,915,416 are trained.
 
-    This is the source's version that takes 34.7 seconds; the paper's is wider (128, 512, 512), adds the shortcut after
-    the last GELU, and has the momentum of the smaller two.
+    This is the version of the source that takes 34.7 seconds. The version of the paper is wider (128, 512, 512), adds
+    the shortcut after the last GELU, and has the momentum of the smaller two.
+
+    Examples:
+        >>> from cifarnets.models import Airbench96, create
+        >>> isinstance(create("airbench96"), Airbench96)
+        True
 
     Arguments and shapes are those of `Airbench`.
     """
@@ -146,14 +190,13 @@ class _Block(nn.Module):
         super().__init__()
         self.conv1, self.norm1 = _conv(inputs, outputs), _norm(outputs, momentum)
         self.conv2, self.norm2 = _conv(outputs, outputs), _norm(outputs, momentum)
-        if depth == 3:
-            self.conv3, self.norm3 = _conv(outputs, outputs), _norm(outputs, momentum)
-        self.depth = depth
+        self.conv3 = _conv(outputs, outputs) if depth == 3 else None
+        self.norm3 = _norm(outputs, momentum) if depth == 3 else None
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.gelu(self.norm1(max_pool2d(self.conv1(x))))
+        x = F.gelu(self.norm1(F.max_pool2d(self.conv1(x), 2)))
         y = self.norm2(self.conv2(x))
-        if self.depth == 3:
+        if self.conv3 is not None and self.norm3 is not None:
             y = x + self.norm3(self.conv3(F.gelu(y)))
         return F.gelu(y)
 

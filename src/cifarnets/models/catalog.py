@@ -1,30 +1,45 @@
-"""What is known of each model and of released weights, without building them in memory."""
+"""Facts about models and released weights, without building the models in memory."""
 
+import contextlib
 import functools
 import inspect
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Literal, get_args
 
-from cifarnets.errors import InputError, unknown_name
+from torch.nn.parameter import UninitializedParameter
+
+from cifarnets._checked import checked
+from cifarnets.errors import InputError
 from cifarnets.models.profile import summary
-from cifarnets.models.registry import model_class, registered, skeleton
+from cifarnets.models.registry import model_class, registered, skeleton, unknown_model
+from cifarnets.models.storage import unknown_weights
 from cifarnets.weights.index import Release, releases
 
 Sort = Literal["name", "parameters", "macs", "accuracy"]
 
 
+class _UncountableError(InputError):
+    """A model whose parameters or multiply-adds cannot be counted."""
+
+
 @dataclass(frozen=True)
 class ModelInfo:
-    """What is known of a model before it is built.
+    """Facts about a model.
+
+    Examples:
+        >>> from cifarnets.models import info
+        >>> facts = info("convnet")
+        >>> facts.config["widths"], facts.parameters, facts.macs
+        ((16, 8), 18354, 753984)
 
     Attributes:
         name: What `create` takes.
         description: One line.
         config: Every argument of `create` with its default.
-        parameters: Numbers of the default model that are trained, or frozen.
-        release: What is known of the released weights of that name; None if there are none.
+        parameters: Number of parameters of the default model, frozen ones included.
+        release: The released weights of that name; None if there are none.
     """
 
     name: str
@@ -35,12 +50,38 @@ class ModelInfo:
 
     @functools.cached_property
     def macs(self) -> int:
-        """Multiply-adds for one image, counted when they are first asked for."""
+        """Multiply-adds of the default model for one image, counted at the first use.
+
+        Examples:
+            >>> from cifarnets.models import info
+            >>> info("resnet20").macs
+            40551040
+
+        Raises:
+            InputError: The model cannot run on an image of 32×32.
+        """
         if self.release is not None:
             return self.release.macs
-        return summary(skeleton(self.name, self.config)).macs
+        try:
+            return summary(skeleton(self.name, self.config)).macs
+        except Exception as error:  # a user's model may raise anything
+            raise _UncountableError(f"the multiply-adds of {self.name!r} cannot be counted: {error}") from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """All facts, `macs` included, as plain values for JSON.
+
+        Examples:
+            >>> import json
+            >>> from cifarnets.models import info
+            >>> json.loads(json.dumps(info("fcnet").to_dict()))["macs"]
+            3736832
+        """
+        facts = asdict(self)
+        release = facts.pop("release")
+        return {**facts, "macs": self.macs, "release": release}
 
 
+@checked
 def list_models(
     pattern: str = "*",
     *,
@@ -49,21 +90,25 @@ def list_models(
     max_macs: int | None = None,
     sort: Sort = "name",
 ) -> list[str]:
-    """The names that match a shell pattern: of the models that `create` knows, or of all released weights.
+    """List the models that `create` knows, or the released weights, whose names match a shell pattern.
 
     Examples:
+        >>> from cifarnets.models import list_models
         >>> list_models("conv*")
         ['convnet', 'convnet_functional']
         >>> list_models("conv*", pretrained=True)
         ['convnet', 'convnet.cifar3']
 
     Args:
-        pattern: Such as `"resnet*"`.
-        pretrained: List released weights instead, which `create(name, pretrained=True)` and `load` take.
-        max_params: Leave out those with more parameters.
-        max_macs: Leave out those with more multiply-adds an image.
-        sort: By `"name"`; by `"parameters"` or `"macs"`, the smallest first; or, released weights only, by
-            `"accuracy"`, the best first, those of the most classes before others.
+        pattern: Such as `"resnet*"`; upper and lower case are the same.
+        pretrained: List the released weights, which `create(name, pretrained=True)` and `load` take.
+        max_params: Leave out models with more parameters.
+        max_macs: Leave out models with more multiply-adds for an image.
+        sort: `"name"`; `"parameters"` or `"macs"`, the smallest first; or, for released weights, `"accuracy"`: those of
+            the most classes first, and the best of these first.
+
+    A model whose numbers cannot be counted before its first batch (`nn.LazyLinear`) is left out where they are asked
+    for.
 
     Raises:
         InputError: There is no such order.
@@ -72,45 +117,56 @@ def list_models(
         raise InputError(f"sort must be one of {get_args(Sort)}, not {sort!r}.")
     if sort == "accuracy" and not pretrained:
         raise InputError("only released weights have an accuracy: list_models(…, pretrained=True, sort='accuracy').")
-    names = sorted(name for name in (releases() if pretrained else registered()) if fnmatchcase(name, pattern))
+    known = releases() if pretrained else registered()
+    names = sorted(name for name in known if fnmatchcase(name.lower(), pattern.lower()))
     if max_params is None and max_macs is None and sort == "name":
         return names  # no model needs to be built
-    facts: dict[str, Any] = {name: releases()[name] if pretrained else info(name) for name in names}
-    within = [
-        name
-        for name in names
-        if (max_params is None or facts[name].parameters <= max_params)
-        and (max_macs is None or facts[name].macs <= max_macs)
-    ]
-    orders: dict[str, Any] = {
-        "name": lambda name: name,
-        "parameters": lambda name: facts[name].parameters,
-        "macs": lambda name: facts[name].macs,
-        "accuracy": lambda name: (-len(facts[name].classes), -facts[name].accuracy),
+    keys: dict[str, Callable[[Any], Any]] = {
+        "name": lambda facts: facts.name,
+        "parameters": lambda facts: facts.parameters,
+        "macs": lambda facts: facts.macs,
+        "accuracy": lambda facts: (-len(facts.classes), -facts.accuracy),
     }
-    return sorted(within, key=orders[sort])
+    found = []
+    for name in names:
+        with contextlib.suppress(_UncountableError):
+            facts = releases()[name] if pretrained else info(name)
+            if max_params is not None and facts.parameters > max_params:
+                continue
+            if max_macs is not None and facts.macs > max_macs:
+                continue
+            found.append((keys[sort](facts), name))
+    return [name for _, name in sorted(found)]
 
 
+@checked
 def info(name: str) -> ModelInfo:
-    """Facts about a model or released weights, without building it in memory.
+    """Facts about a model or about released weights, without building the model in memory.
 
     Examples:
+        >>> from cifarnets.models import info
         >>> info("convnet").parameters
         18354
+        >>> info("convnet.cifar3").release.classes
+        ('airplane', 'automobile', 'ship')
 
     Args:
         name: One of `list_models()` or `list_models(pretrained=True)`.
 
     Raises:
-        UnknownNameError: There is no such model, and no such weights.
+        UnknownNameError: There is no such model and there are no such weights.
+        InputError: The parameters cannot be counted, because layers take their sizes from the first batch.
     """
     release = releases().get(name)
     if name not in registered() and release is None:
-        raise unknown_name("weights" if "." in name else "model", name, releases() if "." in name else registered())
+        raise unknown_weights(name) if "." in name else unknown_model(name)
     architecture, config = (
         (name, {}) if name in registered() or release is None else (release.architecture, release.config)
     )
     cls, model = model_class(architecture), skeleton(architecture, config)
     description = (inspect.getdoc(cls) or "").partition("\n")[0]
+    lazy = [name for name, parameter in model.named_parameters() if isinstance(parameter, UninitializedParameter)]
+    if lazy:
+        raise _UncountableError(f"the parameters of {name!r} cannot be counted: {lazy[0]} gets its size from a batch.")
     parameters = sum(p.numel() for p in model.parameters())
     return ModelInfo(name, description, dict(model.meta.config), parameters, release)  # type: ignore[union-attr, arg-type]

@@ -1,4 +1,4 @@
-"""What a model knows about itself."""
+"""Facts about a model that travel with it and its weight file."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -8,22 +8,31 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Subset
 
+from cifarnets._checked import checked
 from cifarnets.errors import InputError
 
 
 @dataclass(frozen=True)
 class ModelMeta:
-    """All that is needed to build a model again and to feed it; the header of a weight file, and `model.meta`.
+    """The facts that a model is built again from, and that its images are prepared with: `model.meta`.
+
+    A weight file has them in its header.
+
+    Examples:
+        >>> from cifarnets import load
+        >>> meta = load("convnet.cifar3").meta
+        >>> meta.architecture, meta.classes
+        ('convnet', ('airplane', 'automobile', 'ship'))
 
     Attributes:
         architecture: The registered name.
-        config: Every argument the model was built with, defaults included.
-        classes: The class names of the first outputs, as a rule of all; None until it was trained or told.
-        mean: Per channel: the images that the model is fed are `(v - mean) / std` of images in 0..1.
-        std: Likewise.
+        config: Every argument of the constructor, defaults included.
+        classes: The class names of the outputs, or of the first ones; None if unknown.
+        mean: Mean of each channel; the model takes `(images - mean) / std` of images in 0..1. None if unknown.
+        std: Standard deviation of each channel; None if unknown.
         training: Facts about the training: epochs, seed, optimizer …
-        results: What was measured of released weights: accuracy, seeds, calibration …
-        size: Height and width of the images that it was trained on; None where nobody knows, which means 32×32.
+        results: Measurements of released weights: accuracy, seeds, calibration …
+        size: Height and width of the images of the training; None if unknown, which means 32×32.
     """
 
     architecture: str
@@ -37,11 +46,19 @@ class ModelMeta:
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The model itself, out of `torch.compile` and (distributed) data parallel."""
+    """The model itself, without the wrappers of `torch.compile` and (distributed) data parallel.
+
+    Examples:
+        >>> import torch
+        >>> from cifarnets.models.metadata import unwrap
+        >>> layer = torch.nn.Linear(2, 2)
+        >>> unwrap(torch.nn.DataParallel(layer)) is layer
+        True
+    """
     while True:
-        # A compiled model passes on what the inner one knows, so only its own attribute tells it apart; and a
-        # registered model may have a layer that it calls `module`.
-        inner = getattr(model, "_orig_mod", None)
+        # A compiled model has the attributes of the inner one, so only `_orig_mod` shows what it is. A registered model
+        # may have a layer of the name `module`, which is no wrapped model.
+        inner = getattr(model, "_modules", {}).get("_orig_mod")  # `getattr` of what is not there takes long
         if inner is None and not isinstance(getattr(model, "meta", None), ModelMeta):
             inner = getattr(model, "module", None)
         if not isinstance(inner, nn.Module):
@@ -50,11 +67,19 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def get_meta(model: nn.Module) -> ModelMeta | None:
-    """The model's `ModelMeta`; None for a model that was not made by this library."""
+    """The `ModelMeta` of a model; None for a model whose class is not registered.
+
+    Examples:
+        >>> from cifarnets.models import create
+        >>> from cifarnets.models.metadata import get_meta
+        >>> get_meta(create("fcnet")).architecture
+        'fcnet'
+    """
     found = getattr(unwrap(model), "meta", None)
     return found if isinstance(found, ModelMeta) else None
 
 
+@checked
 def annotate(
     model: nn.Module,
     *,
@@ -65,12 +90,28 @@ def annotate(
     results: Mapping[str, Any] | None = None,
     size: Sequence[int] | None = None,
 ) -> None:
-    """Tell a model about its classes and its preprocessing, in place; what is None stays.
+    """Note facts in `model.meta`, from where they travel with the weights. A fact that is None stays as it was.
 
-    The Trainer does this from its loader's dataset; it travels with the weights from then on.
+    The Trainer does this with the dataset of its loader.
+
+    Examples:
+        >>> from cifarnets.models import annotate, create
+        >>> model = create("convnet", num_classes=2)
+        >>> annotate(model, classes=["cat", "dog"], mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+        >>> model.meta.classes
+        ('cat', 'dog')
+
+    Args:
+        model: A model of a registered class; wrappers are looked through.
+        classes: The class names of the outputs, in order.
+        mean: Mean of each channel of images in 0..1.
+        std: Standard deviation of each channel.
+        training: Facts about the training, as plain values.
+        results: Measurements, as plain values.
 
     Raises:
-        InputError: The model is not of this library, or has fewer outputs than classes, or other channels.
+        InputError: The class of the model is not registered, or there are more classes than outputs, or not one
+            constant for each channel.
     """
     meta = get_meta(model)
     if meta is None:
@@ -102,6 +143,15 @@ def annotate_from(model: nn.Module, dataset: Any) -> None:
     """Note the classes and the preprocessing of the images that a model is about to learn from.
 
     What an earlier training left is forgotten, even where the dataset says nothing: it would not be true any more.
+
+    Examples:
+        >>> from cifarnets.datasets import SyntheticCIFAR10
+        >>> from cifarnets.models import create
+        >>> from cifarnets.models.metadata import annotate_from
+        >>> model = create("convnet")
+        >>> annotate_from(model, SyntheticCIFAR10(size=100))
+        >>> model.meta.classes[:2]
+        ('disc', 'cross')
     """
     meta = get_meta(model)
     if meta is None:
@@ -118,7 +168,14 @@ def annotate_from(model: nn.Module, dataset: Any) -> None:
 
 
 def constants_of(dataset: Any) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    """The `(mean, std)` that a dataset, or torch's `Subset` of one, normalises with; None where it is unknown."""
+    """The `(mean, std)` that a dataset, or torch's `Subset` of one, normalises with; None where it is unknown.
+
+    Examples:
+        >>> from cifarnets.datasets import SyntheticCIFAR10
+        >>> from cifarnets.models.metadata import constants_of
+        >>> constants_of(SyntheticCIFAR10(size=100, mean=(0.5,) * 3, std=(0.25,) * 3))
+        ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+    """
     while isinstance(dataset, Subset):
         dataset = dataset.dataset
     return getattr(dataset, "constants", None)
@@ -135,11 +192,25 @@ def size_of(dataset: Any) -> tuple[int, int] | None:
 
 
 def in_channels(model: nn.Module) -> int | None:
-    """The channels of a model's images; None for a model of another library."""
+    """The channels of a model's images; None for a model of another library.
+
+    Examples:
+        >>> from cifarnets.models import create
+        >>> from cifarnets.models.metadata import in_channels
+        >>> in_channels(create("convnet", in_channels=1))
+        1
+    """
     meta = get_meta(model)
     return meta.config.get("in_channels") if meta else None
 
 
 def input_dtype(model: nn.Module) -> torch.dtype:
-    """The dtype that a model computes in: that of its first floating-point parameter."""
+    """The dtype that a model computes in: that of its first floating-point parameter.
+
+    Examples:
+        >>> from cifarnets.models import create
+        >>> from cifarnets.models.metadata import input_dtype
+        >>> input_dtype(create("convnet").half())
+        torch.float16
+    """
     return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)

@@ -1,4 +1,4 @@
-"""What a model is made of."""
+"""The layers of a model with their sizes, parameters and multiply-adds."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,18 +6,25 @@ from typing import Any
 import torch
 from torch import nn
 
+from cifarnets._checked import checked
+from cifarnets.errors import InputError
 from cifarnets.models.metadata import get_meta, unwrap
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One row of a summary: a module without children.
+    """One row of a `Summary`: a module without children.
+
+    Examples:
+        >>> from cifarnets.models import create, summary
+        >>> summary(create("convnet")).layers[0]
+        Layer(name='conv1', kind='Conv2d', output=(16, 32, 32), parameters=448, macs=442368)
 
     Attributes:
-        name: Its name in the model.
-        kind: Its class.
-        output: The shape of its output for one image.
-        parameters: How many numbers it holds.
+        name: Name of the module in the model.
+        kind: Name of its class.
+        output: Shape of the output for one image.
+        parameters: Number of parameters.
         macs: Multiply-adds for one image.
     """
 
@@ -30,12 +37,18 @@ class Layer:
 
 @dataclass(frozen=True)
 class Summary:
-    """A model's layers and totals for one image; prints as a table.
+    """The layers of a model and the totals for one image; it prints as a table.
+
+    Examples:
+        >>> from cifarnets.models import create, summary
+        >>> found = summary(create("convnet"))
+        >>> found.parameters, found.macs
+        (18354, 753984)
 
     Attributes:
-        layers: In the order in which they run.
-        parameters: Of the whole model.
-        macs: Multiply-adds of convolutions and linear layers, those of the functional API included.
+        layers: The layers, in the order in which they run.
+        parameters: Number of parameters of the model.
+        macs: Multiply-adds of convolutions and linear layers for one image, those of the functional API included.
     """
 
     layers: tuple[Layer, ...]
@@ -57,15 +70,31 @@ class Summary:
         return "\n".join(line.rstrip() for line in lines)
 
 
+@checked
 def summary(model: nn.Module, size: int = 32) -> Summary:
-    """Run one blank image through a model and note what each layer does with it.
+    """Count the parameters and multiply-adds of each layer, with one blank image.
+
+    Examples:
+        >>> from cifarnets.models import create, summary
+        >>> print(summary(create("fcnet", widths=(8,))))
+        layer  kind     output  parameters  multiply-adds
+        0      Flatten  3072             0              0
+        1      Linear   8           24,584         24,576
+        2      Tanh     8                0              0
+        3      Linear   10              90             80
+        total                       24,674         24,656
 
     Args:
-        model: Any module; a registered one tells its number of channels, others are given three.
+        model: Any module. One that does not know its number of channels gets an image of three.
         size: Side of the image.
+
+    Raises:
+        InputError: The model cannot take such an image.
     """
     from torch.utils.flop_counter import FlopCounterMode
 
+    if not 1 <= size <= 4096:
+        raise InputError(f"size must be the side of an image, 1 to 4096 pixels, not {size}.")
     model = unwrap(model)
     meta = get_meta(model)
     channels = meta.config.get("in_channels", 3) if meta else 3
@@ -75,7 +104,7 @@ def summary(model: nn.Module, size: int = 32) -> Summary:
     before = 0
 
     def start(*_: object) -> None:
-        # What was done since the last layer, through the functional API, is no layer's.
+        # Operations of the functional API since the last layer belong to no layer.
         nonlocal before
         before = counter.get_total_flops()
 
@@ -94,8 +123,14 @@ def summary(model: nn.Module, size: int = 32) -> Summary:
     handles += [module.register_forward_hook(note(name)) for name, module in leaves]
     modes = {module: module.training for module in model.modules()}
     try:
+        blank = torch.zeros(1, channels, size, size, dtype=example.dtype, device=example.device)
         with counter, torch.no_grad():
-            model.eval()(torch.zeros(1, channels, size, size, dtype=example.dtype, device=example.device))
+            model.eval()(blank)
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0]
+        raise InputError(
+            f"the model cannot take an image of {size}×{size} with {channels} channels: {reason}"
+        ) from error
     finally:
         for handle in handles:
             handle.remove()

@@ -6,32 +6,38 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cifarnets.errors import InputError
+from cifarnets.models.classifier import Classifier
 from cifarnets.models.registry import register
 
 
-class ResNet(nn.Module):
-    """ResNet for CIFAR, section 4.2 of the paper: a 3×3 convolution, three stages of blocks, an average, a linear one.
+class ResNet(Classifier):
+    """ResNet for CIFAR, section 4.2 of the paper: a 3×3 convolution, three stages of blocks, a mean, a linear layer.
 
     Each block has two 3×3 convolutions; the second and the third stage begin with stride 2. Shortcuts have no
     parameters (option A): where the size changes they take every other pixel and pad the new channels with zeros,
     half before and half after. Convolutions start from a normal distribution (He et al. 2015, arXiv:1502.01852).
 
-    Subclasses set `depth`, which is 6n + 2 for n blocks a stage; those that are registered add nothing else.
+    Subclasses set `depth`, which is 6n + 2 for n blocks in each stage.
+
+    Examples:
+        >>> import torch
+        >>> from cifarnets.models import ResNet
+        >>> ResNet(num_classes=3, widths=(4, 8, 16), se=True)(torch.zeros(2, 3, 32, 32)).shape
+        torch.Size([2, 3])
 
     Args:
-        num_classes: Outputs.
+        num_classes: Number of outputs; 0 for features `[N, widths[-1]]`.
         in_channels: Channels of the images.
-        widths: Channels of the three stages; they must not fall.
-        se: Squeeze and excitation before each addition (Hu et al. 2018, arXiv:1709.01507): the channels are weighted
-            by a net of two linear layers with biases and a sixteenth of the channels between, as in the paper; at
-            least one, which is what 16 channels leave.
-        preact: BatchNorm and ReLU before each convolution instead of after it (He et al. 2016, arXiv:1603.05027), so
-            that shortcuts are identities from end to end. The number of parameters stays.
+        widths: Channels of the three stages; none may be narrower than the one before.
+        se: Squeeze and excitation before each addition (Hu et al. 2018, arXiv:1709.01507): a net of two linear layers
+            weights the channels. As in the paper it has biases, and a sixteenth of the channels (at least one) between.
+        preact: BatchNorm and ReLU before each convolution instead of after it (He et al. 2016, arXiv:1603.05027).
+            Shortcuts are then identities from end to end. The number of parameters does not change.
 
     Shapes: `[N, in_channels, H, W]` to logits `[N, num_classes]`; CIFAR's images are 32×32.
 
     Raises:
-        InputError: The widths are not three, or fall; or the depth of a subclass is not 6n + 2.
+        InputError: There are not three widths, or one is below the one before; or the depth is not 6n + 2.
     """
 
     depth = 20
@@ -58,18 +64,27 @@ class ResNet(nn.Module):
         self.conv = _conv(in_channels, widths[0])
         self.norm = nn.BatchNorm2d(inputs if preact else widths[0])
         self.blocks = nn.Sequential(*blocks)
-        self.head = nn.Linear(inputs, num_classes)
+        self.num_features, self.num_classes = inputs, num_classes
+        self.head = self.make_head()
         self.preact = preact
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward_features(self, x: Tensor) -> Tensor:
         x = self.conv(x)
-        x = F.relu(self.norm(self.blocks(x))) if self.preact else self.blocks(F.relu(self.norm(x)))
-        return self.head(x.mean((2, 3)))  # type: ignore[no-any-return]
+        return F.relu(self.norm(self.blocks(x))) if self.preact else self.blocks(F.relu(self.norm(x)))
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        x = x.mean((2, 3))
+        return x if pre_logits else self.head(x)
 
 
 @register("resnet20")
 class ResNet20(ResNet):
     """ResNet for CIFAR with 20 layers; 269,722 parameters.
+
+    Examples:
+        >>> from cifarnets.models import ResNet20, create
+        >>> isinstance(create("resnet20"), ResNet20)
+        True
 
     Arguments and shapes are those of `ResNet`.
     """
@@ -81,6 +96,11 @@ class ResNet20(ResNet):
 class ResNet32(ResNet):
     """ResNet for CIFAR with 32 layers; 464,154 parameters.
 
+    Examples:
+        >>> from cifarnets.models import ResNet32, create
+        >>> isinstance(create("resnet32"), ResNet32)
+        True
+
     Arguments and shapes are those of `ResNet`.
     """
 
@@ -90,6 +110,11 @@ class ResNet32(ResNet):
 @register("resnet44")
 class ResNet44(ResNet):
     """ResNet for CIFAR with 44 layers; 658,586 parameters.
+
+    Examples:
+        >>> from cifarnets.models import ResNet44, create
+        >>> isinstance(create("resnet44"), ResNet44)
+        True
 
     Arguments and shapes are those of `ResNet`.
     """
@@ -101,6 +126,11 @@ class ResNet44(ResNet):
 class ResNet56(ResNet):
     """ResNet for CIFAR with 56 layers; 853,018 parameters.
 
+    Examples:
+        >>> from cifarnets.models import ResNet56, create
+        >>> isinstance(create("resnet56"), ResNet56)
+        True
+
     Arguments and shapes are those of `ResNet`.
     """
 
@@ -110,6 +140,11 @@ class ResNet56(ResNet):
 @register("resnet110")
 class ResNet110(ResNet):
     """ResNet for CIFAR with 110 layers; 1,727,962 parameters.
+
+    Examples:
+        >>> from cifarnets.models import ResNet110, create
+        >>> isinstance(create("resnet110"), ResNet110)
+        True
 
     Arguments and shapes are those of `ResNet`.
     """

@@ -1,25 +1,31 @@
-"""The nets of Simonyan and Zisserman 2015 (arXiv:1409.1556), with BatchNorm and the short head that CIFAR needs."""
+"""The nets of Simonyan and Zisserman 2015 (arXiv:1409.1556), with BatchNorm and a short head for CIFAR."""
 
 from collections.abc import Sequence
 
 from torch import Tensor, nn
 
 from cifarnets.errors import InputError
-from cifarnets.models.pooling import MaxPool2d
+from cifarnets.models.classifier import Classifier
 from cifarnets.models.registry import register
 
 
-class VGG(nn.Module):
-    """VGG with BatchNorm: five stages of 3×3 convolutions, each ended by a pooling, and one linear layer.
+class VGG(Classifier):
+    """VGG with BatchNorm: five stages of 3×3 convolutions, a pooling after each, and one linear layer.
 
-    After five poolings one pixel is left of 32×32, so a single linear layer stands for the paper's three. Convolutions
-    keep their biases though BatchNorm follows, as in torchvision, whose names and shapes `features` has: the
-    parameters of its `vgg11_bn` and `vgg16_bn` load into it.
+    Five poolings leave one pixel of 32×32, so a single linear layer replaces the three of the paper. The convolutions
+    have biases although BatchNorm follows, as in torchvision. The names and shapes in `features` are torchvision's too,
+    and the parameters of its `vgg11_bn` and `vgg16_bn` load there.
 
-    Subclasses set `depths`, the number of convolutions of each stage; those that are registered add nothing else.
+    Subclasses set `depths`, the number of convolutions of each stage.
+
+    Examples:
+        >>> import torch
+        >>> from cifarnets.models import VGG
+        >>> VGG(num_classes=3, widths=(8, 8, 16, 16, 16))(torch.zeros(2, 3, 32, 32)).shape
+        torch.Size([2, 3])
 
     Args:
-        num_classes: Outputs.
+        num_classes: Number of outputs; 0 for features `[N, widths[-1]]`.
         in_channels: Channels of the 32×32 images.
         widths: Channels of the five stages.
 
@@ -43,17 +49,27 @@ class VGG(nn.Module):
             for _ in range(depth):
                 layers += [_conv(inputs, width), nn.BatchNorm2d(width), nn.ReLU()]
                 inputs = width
-            layers.append(MaxPool2d())
+            layers.append(nn.MaxPool2d(2))
         self.features = nn.Sequential(*layers)
-        self.head = nn.Linear(inputs, num_classes)
+        self.num_features, self.num_classes = inputs, num_classes
+        self.head = self.make_head()
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.features(x).flatten(1))  # type: ignore[no-any-return]
+    def forward_features(self, x: Tensor) -> Tensor:
+        return self.features(x)  # type: ignore[no-any-return]
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        x = x.flatten(1)
+        return x if pre_logits else self.head(x)
 
 
 @register("vgg11_bn")
 class VGG11BN(VGG):
     """VGG with BatchNorm and 8 convolutions, configuration A of the paper; 9,231,114 parameters.
+
+    Examples:
+        >>> from cifarnets.models import VGG11BN, create
+        >>> isinstance(create("vgg11_bn"), VGG11BN)
+        True
 
     Arguments and shapes are those of `VGG`.
     """
@@ -64,6 +80,11 @@ class VGG11BN(VGG):
 @register("vgg16_bn")
 class VGG16BN(VGG):
     """VGG with BatchNorm and 13 convolutions, configuration D of the paper; 14,728,266 parameters.
+
+    Examples:
+        >>> from cifarnets.models import VGG16BN, create
+        >>> isinstance(create("vgg16_bn"), VGG16BN)
+        True
 
     Arguments and shapes are those of `VGG`.
     """

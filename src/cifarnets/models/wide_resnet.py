@@ -4,28 +4,34 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cifarnets.errors import InputError
+from cifarnets.models.classifier import Classifier
 from cifarnets.models.registry import register
 
 
-class WideResNet(nn.Module):
+class WideResNet(Classifier):
     """Wide ResNet: a 3×3 convolution, three stages of pre-activated blocks, an average and a linear layer.
 
     The stages have 16, 32 and 64 channels times `factor`; the second and the third begin with stride 2. Where the
     number of channels changes, the shortcut is a 1×1 convolution of the activated input.
 
-    Subclasses set `depth`, which is 6n + 4 for n blocks a stage, and `factor`; those that are registered add nothing
-    else.
+    Subclasses set `depth`, which is 6n + 4 for n blocks in each stage, and `factor`.
+
+    Examples:
+        >>> import torch
+        >>> from cifarnets.models import WideResNet16x4
+        >>> WideResNet16x4(num_classes=3, dropout=0.3)(torch.zeros(2, 3, 32, 32)).shape
+        torch.Size([2, 3])
 
     Args:
-        num_classes: Outputs.
+        num_classes: Number of outputs; 0 for features `[N, 64 * factor]`.
         in_channels: Channels of the images.
-        dropout: Share of the numbers between the two convolutions of a block that are dropped in training; the paper
+        dropout: Probability that a number between the two convolutions of a block is dropped in training; the paper
             tries 0.3 (section 3.3).
 
     Shapes: `[N, in_channels, H, W]` to logits `[N, num_classes]`; CIFAR's images are 32×32.
 
     Raises:
-        InputError: The dropout is not in 0..1, or the depth of a subclass is not 6n + 4.
+        InputError: The dropout is not in 0..1, or the depth is not 6n + 4.
     """
 
     depth = 16
@@ -46,16 +52,25 @@ class WideResNet(nn.Module):
         self.conv = _conv(in_channels, 16, 3)
         self.blocks = nn.Sequential(*blocks)
         self.norm = nn.BatchNorm2d(inputs)
-        self.head = nn.Linear(inputs, num_classes)
+        self.num_features, self.num_classes = inputs, num_classes
+        self.head = self.make_head()
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.norm(self.blocks(self.conv(x))))
-        return self.head(x.mean((2, 3)))  # type: ignore[no-any-return]
+    def forward_features(self, x: Tensor) -> Tensor:
+        return F.relu(self.norm(self.blocks(self.conv(x))))
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        x = x.mean((2, 3))
+        return x if pre_logits else self.head(x)
 
 
 @register("wide_resnet16_4")
 class WideResNet16x4(WideResNet):
     """Wide ResNet with 16 layers, four times as wide; 2,748,890 parameters.
+
+    Examples:
+        >>> from cifarnets.models import WideResNet16x4, create
+        >>> isinstance(create("wide_resnet16_4"), WideResNet16x4)
+        True
 
     Arguments and shapes are those of `WideResNet`.
     """
@@ -67,6 +82,11 @@ class WideResNet16x4(WideResNet):
 @register("wide_resnet28_10")
 class WideResNet28x10(WideResNet):
     """Wide ResNet with 28 layers, ten times as wide; 36,479,194 parameters.
+
+    Examples:
+        >>> from cifarnets.models import info
+        >>> info("wide_resnet28_10").parameters
+        36479194
 
     Arguments and shapes are those of `WideResNet`.
     """

@@ -1,5 +1,6 @@
 """One run of a recipe: trained, evaluated, and kept in a folder."""
 
+import contextlib
 import json
 import os
 import platform
@@ -13,11 +14,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from cifarnets._checked import checked
 from cifarnets._device import resolve_device
 from cifarnets._files import write_atomic
 from cifarnets._runtime import machine
 from cifarnets.datasets import BatchLoader, ImageDataset, train_val_split
-from cifarnets.errors import InputError, OutputError, shorten
+from cifarnets.errors import InputError, OutputError, brief
 from cifarnets.evaluation import Evaluation, evaluate
 from cifarnets.models import annotate, create, save
 from cifarnets.models.registry import model_class
@@ -82,6 +84,7 @@ class Run:
     interrupted: bool
 
 
+@checked
 def reproduce(name: str, seed: int = 0, folder: str | os.PathLike[str] | None = None, **options: Any) -> Run:
     """Train a recipe of the library, as the released weights were trained.
 
@@ -102,6 +105,7 @@ def reproduce(name: str, seed: int = 0, folder: str | os.PathLike[str] | None = 
     return run_recipe(recipe, folder or Path("runs") / f"{recipe_name(name)}-seed{seed}", **{"resume": True, **options})
 
 
+@checked
 def run_recipe(
     recipe: Recipe | None,
     folder: str | os.PathLike[str],
@@ -170,12 +174,18 @@ def run_recipe(
     )
     val_loader = loaders.get("val")
     trainer.plan(shuffled, val_loader, recipe.epochs)  # refuses what cannot work, before the folder is claimed
+    made: list[Path] = []
     if trainer.world.is_main:
         if not starts:
-            _claim(folder)
+            made = _claim(folder)
         write_json(folder / RUN_FILE, {"recipe": recipe.to_dict(), "starts": [*starts, _circumstances(trainer)]})
         (folder / "evaluation.json").unlink(missing_ok=True)  # of a part of the run
-    trainer.fit(shuffled, val_loader, recipe.epochs, resume=folder if starts else None)
+    try:
+        trainer.fit(shuffled, val_loader, recipe.epochs, resume=folder if starts else None)
+    except Exception:
+        if trainer.world.is_main and not starts:
+            _release(folder, made)
+        raise
     if trainer.world.is_main:
         guard.check()
     return _finish(trainer, recipe, folder, loaders)
@@ -232,7 +242,7 @@ def _read_run(folder: Path, expected: Recipe | None) -> tuple[Recipe, list[Any]]
         if not isinstance(starts, list):
             raise TypeError("starts is not a list")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(f"{str(folder / RUN_FILE)!r} is damaged: {shorten(error)}.") from error
+        raise InputError(f"{str(folder / RUN_FILE)!r} is damaged: {brief(error)}.") from error
     if expected is not None and (different := recipe.differences(expected)):
         raise InputError(f"the run in {str(folder)!r} has another recipe: {'; '.join(different)}.")
     return recipe, starts
@@ -252,8 +262,13 @@ def write_json(path: Path, content: Mapping[str, Any]) -> Path:
     return write_atomic(path, json.dumps(content, indent=2) + "\n")
 
 
-def _claim(folder: Path) -> None:
-    """Make the folder, or find it empty, before any time is spent on a run that could not be kept."""
+def _claim(folder: Path) -> list[Path]:
+    """Make the folder, or find it empty, before any time is spent on a run that could not be kept.
+
+    Returns:
+        The folders that were not there before, the innermost first.
+    """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         taken = next(folder.iterdir(), None)
@@ -262,8 +277,18 @@ def _claim(folder: Path) -> None:
     if taken is not None:
         raise OutputError(
             f"{str(folder)!r} holds files already ({taken.name} …); name another folder, or resume the run in it "
-            "(resume=True, --resume)."
+            "(resume=True)."
         )
+    return made
+
+
+def _release(folder: Path, made: list[Path]) -> None:
+    """Take back a claim on a folder in which nothing was learnt; what else is in it stays."""
+    with contextlib.suppress(OSError):
+        if [path.name for path in folder.iterdir()] == [RUN_FILE]:
+            (folder / RUN_FILE).unlink()
+            for path in made:
+                path.rmdir()
 
 
 def _circumstances(trainer: Trainer) -> dict[str, Any]:

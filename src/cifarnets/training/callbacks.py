@@ -1,4 +1,4 @@
-"""Six moments of a fit, and the callbacks that change it: averaged weights, early stopping."""
+"""The hooks of a fit, and the callbacks that change it: averaged weights, early stopping."""
 
 import copy
 import functools
@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
-from cifarnets.errors import CallbackError, CifarNetsError, InputError, shorten
+from cifarnets._checked import checked
+from cifarnets.errors import CallbackError, CifarNetsError, InputError, brief
 
 if TYPE_CHECKING:
     from cifarnets.training.trainer import Trainer
@@ -19,13 +20,25 @@ Monitor = Literal["val_loss", "val_accuracy", "loss", "accuracy"]
 
 
 class Callback:
-    """Override any of the six hooks; each is handed the trainer, whose attributes may be read.
+    """Base of all callbacks: override any of the six hooks. Each hook gets the trainer and may read its attributes.
 
-    `trainer.stop()` ends the fit from any of them. An exception ends it too, as a `CallbackError`.
+    Call `trainer.stop()` in a hook to end the fit. An exception in a hook also ends it, as a `CallbackError`.
+
+    Examples:
+        >>> from cifarnets import Trainer, create
+        >>> from cifarnets.datasets import BatchLoader, SyntheticCIFAR10
+        >>> from cifarnets.training import Callback
+        >>> class StopAtTwo(Callback):
+        ...     def on_epoch_end(self, trainer):
+        ...         if trainer.epoch == 2:
+        ...             trainer.stop()
+        >>> trainer = Trainer(create("convnet"), callbacks=[StopAtTwo()], progress=False)
+        >>> len(trainer.fit(BatchLoader(SyntheticCIFAR10(size=100)), epochs=5))
+        2
 
     Attributes:
-        every_process: Whether the hooks run in every process of a distributed fit, or, by default, only in the one
-            that writes.
+        every_process: True to run the hooks in every process of a distributed fit; False to run them only in the
+            process that writes.
     """
 
     every_process = False
@@ -45,43 +58,43 @@ class Callback:
         """Take over what `state_dict` gave."""
 
     def on_fit_start(self, trainer: "Trainer") -> None:
-        """Before the first epoch."""
+        """Run before the first epoch."""
 
     def on_fit_end(self, trainer: "Trainer") -> None:
-        """At the end, whether the fit is complete, was stopped, or failed."""
+        """Run at the end of every fit: a complete, a stopped or a failed one."""
 
     def on_epoch_start(self, trainer: "Trainer") -> None:
-        """Before the first batch of an epoch."""
+        """Run before the first batch of an epoch."""
 
     def on_epoch_end(self, trainer: "Trainer") -> None:
-        """After an epoch that ran to its end; `trainer.history[-1]` is its row, validation included."""
+        """Run after a complete epoch; `trainer.history[-1]` has its figures, validation included."""
 
     def on_batch_start(self, trainer: "Trainer") -> None:
-        """Before a batch."""
+        """Run before a batch."""
 
     def on_batch_end(self, trainer: "Trainer") -> None:
-        """After a batch."""
+        """Run after a batch."""
 
 
 def notify(callbacks: Iterable[Callback], hook: str, trainer: "Trainer") -> None:
-    """Run one hook of all callbacks that this process has a part in.
+    """Run one hook of all callbacks that run in this process.
 
     Raises:
-        CallbackError: One raised; the message names it and the hook.
+        CallbackError: A callback raised an error; the message names the callback and the hook.
     """
     for callback in callbacks:
         if not (trainer.world.is_main or callback.every_process):
             continue
         try:
             getattr(callback, hook)(trainer)
-        except CifarNetsError:  # says by itself what is wrong
+        except CifarNetsError:  # its own message says what is wrong
             raise
         except Exception as error:
             raise CallbackError(f"{type(callback).__name__}.{hook} failed: {error}") from error
 
 
 def notify_end(callbacks: Iterable[Callback], trainer: "Trainer") -> CifarNetsError | None:
-    """Run `on_fit_end` of all callbacks, whatever happens in one of them, and hand back the first error."""
+    """Run `on_fit_end` of all callbacks, even if one of them fails, and return the first error."""
     first: CifarNetsError | None = None
     for callback in callbacks:
         try:
@@ -92,16 +105,26 @@ def notify_end(callbacks: Iterable[Callback], trainer: "Trainer") -> CifarNetsEr
 
 
 class EMA(Callback):
-    """Keeps an average of the weights, which is then what is evaluated and saved; torch's `AveragedModel`.
+    """Averages the weights (torch's `AveragedModel`) after every step; the fit evaluates and saves the average.
+
+    Examples:
+        >>> from cifarnets import Trainer, create
+        >>> from cifarnets.datasets import BatchLoader, SyntheticCIFAR10
+        >>> from cifarnets.training import EMA
+        >>> trainer = Trainer(create("convnet"), callbacks=[EMA(decay=0.9)], progress=False)
+        >>> history = trainer.fit(BatchLoader(SyntheticCIFAR10(size=100)), epochs=1)
+        >>> trainer.eval_model is trainer.model
+        False
 
     Args:
-        decay: Of the exponential moving average, after every optimizer step; None for the plain mean of all
-            (stochastic weight averaging, Izmailov et al. 2018).
-        start_epoch: Epochs before the averaging begins; until then the average is the model itself.
+        decay: The decay of the exponential moving average; None for the plain mean of all weights (stochastic weight
+            averaging, Izmailov et al. 2018).
+        start_epoch: The number of epochs before the averaging begins. Until then, the average equals the model.
     """
 
     every_process = True
 
+    @checked
     def __init__(self, decay: float | None = 0.999, start_epoch: int = 0) -> None:
         if decay is not None and not 0 <= decay < 1:
             raise InputError(f"decay must be at least 0 and below 1, or None for the plain mean, not {decay}.")
@@ -120,7 +143,7 @@ class EMA(Callback):
             self.average.load_state_dict(self._restored["average"])
             self._restored = None
         trainer.eval_model = self.average.module
-        # Not a batch's end: a step may take several batches, and be left out where fp16 gradients overflow.
+        # A hook of the optimizer, not `on_batch_end`: a step can take several batches, and fp16 can skip it.
         self._hook = trainer.optimizer.register_step_post_hook(lambda *_: self._update(trainer))
 
     def on_fit_end(self, trainer: "Trainer") -> None:
@@ -164,7 +187,7 @@ def _kind(value: Any) -> Any:
 
 
 class Best:
-    """Follows one figure of the history and says when it has improved."""
+    """Follows one figure of the history and reports an improvement."""
 
     def __init__(self, monitor: Monitor, min_delta: float = 0.0) -> None:
         if monitor not in ("val_loss", "val_accuracy", "loss", "accuracy"):
@@ -175,7 +198,7 @@ class Best:
         self.best = math.inf
 
     def check(self, trainer: "Trainer", user: str, allow_test: bool) -> None:
-        """Refuse a fit in which nothing, or the test set, would be followed."""
+        """Refuse a fit without a validation loader, or with the test set as one."""
         if not self.monitor.startswith("val_"):
             return
         if trainer.val_loader is None:
@@ -197,7 +220,7 @@ class Best:
         best = state.get("best")
         is_whole = type(best) is int and abs(best) < 2**63
         if not is_whole and not (isinstance(best, float) and not math.isnan(best)):
-            raise InputError(f"the checkpoint is damaged: the best figure of {user} is {shorten(best)}.")
+            raise InputError(f"the checkpoint is damaged: the best figure of {user} is {brief(best)}.")
 
     def improved(self, trainer: "Trainer") -> bool:
         value = self.sign * trainer.history[-1][self.monitor]
@@ -208,7 +231,7 @@ class Best:
 
 
 def _is_test(loader: Any) -> bool:
-    """Whether a loader's images are of the test set, ours or torchvision's, as far as one can see."""
+    """Whether a loader's images are visibly from a test set, ours or torchvision's."""
     source = loader
     while hasattr(source, "dataset"):  # that of a loader, and of torch's Subset
         source = source.dataset
@@ -218,17 +241,28 @@ def _is_test(loader: Any) -> bool:
 
 
 class EarlyStopping(Callback):
-    """Stops once a figure has not improved for some epochs.
+    """Stops the fit when a figure has not improved for some epochs.
+
+    Examples:
+        >>> from cifarnets import Trainer, create
+        >>> from cifarnets.datasets import BatchLoader, SyntheticCIFAR10, train_val_split
+        >>> from cifarnets.training import EarlyStopping
+        >>> train, val = train_val_split(SyntheticCIFAR10(size=200), val=50)
+        >>> stopping = EarlyStopping("val_accuracy", patience=1, min_delta=1.0)
+        >>> trainer = Trainer(create("convnet"), callbacks=[stopping], progress=False)
+        >>> len(trainer.fit(BatchLoader(train), BatchLoader(val), epochs=5))
+        2
 
     Args:
-        monitor: The figure; a loss is to fall, an accuracy to rise.
-        patience: Epochs without improvement before the fit is stopped.
-        min_delta: What counts as an improvement.
-        allow_test: Let the test set decide, against all advice.
+        monitor: The figure. A loss improves when it falls, an accuracy when it rises.
+        patience: The number of epochs without improvement that ends the fit.
+        min_delta: The smallest change that counts as an improvement.
+        allow_test: True to accept the test set as validation images. The test accuracy is then too good.
     """
 
-    every_process = True  # all see the same figures and stop together
+    every_process = True  # all processes see the same figures, so they stop together
 
+    @checked
     def __init__(
         self, monitor: Monitor = "val_loss", patience: int = 5, min_delta: float = 0.0, *, allow_test: bool = False
     ) -> None:
@@ -245,7 +279,7 @@ class EarlyStopping(Callback):
         resumed, self._resumed = self._resumed, False
         if not resumed:
             self.waited = 0
-        elif self.waited >= self.patience:  # the fit had come to its end
+        elif self.waited >= self.patience:  # the fit was at its end when it was saved
             trainer.stop()
 
     def on_epoch_end(self, trainer: "Trainer") -> None:
@@ -256,7 +290,7 @@ class EarlyStopping(Callback):
     def check_state(self, state: dict[str, Any], trainer: "Trainer") -> None:
         waited = state.get("waited")
         if type(waited) is not int or not 0 <= waited < 2**31:
-            raise InputError(f"the checkpoint is damaged: EarlyStopping waited {shorten(waited)} epochs.")
+            raise InputError(f"the checkpoint is damaged: EarlyStopping waited {brief(waited)} epochs.")
         self._best.check_state(state, "EarlyStopping")
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,10 +1,10 @@
-"""A fit on disk: its whole state, its last model and its best one."""
+"""Checkpoints of a fit: its whole state, its last model and its best model."""
 
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cifarnets._files import clear_leftovers
+from cifarnets._checked import checked
+from cifarnets._files import as_path, clear_leftovers
 from cifarnets.errors import InputError
 from cifarnets.models.storage import save, why_not_loadable
 from cifarnets.training.callbacks import Best, Callback, Monitor
@@ -17,21 +17,33 @@ CHECKPOINT_FILE = "checkpoint.safetensors"
 
 
 class Checkpoint(Callback):
-    """Keeps a fit on disk: its whole state, the last model, and the best one.
+    """Saves the whole state of a fit, its last model and its best model in a folder.
 
-    `checkpoint.safetensors` holds everything that `Trainer.fit(resume=folder)` needs; `last.safetensors` and
-    `best.safetensors` are models for `load`, kept if it could build them again. Each is replaced only
-    once its successor is whole. When Ctrl-C or SIGTERM ends the fit, the state is saved first.
+    `checkpoint.safetensors` has everything that `Trainer.fit(resume=folder)` needs. `last.safetensors` and
+    `best.safetensors` are models for `load`; they are saved only if `load` can build the model. Each file is replaced
+    only when the new one is complete. When Ctrl-C or SIGTERM ends the fit, the state is saved first.
+
+    Examples:
+        >>> from cifarnets import Trainer, create
+        >>> from cifarnets.datasets import BatchLoader, SyntheticCIFAR10
+        >>> from cifarnets.training import Checkpoint
+        >>> loader = BatchLoader(SyntheticCIFAR10(size=100), shuffle=True, seed=0)
+        >>> trainer = Trainer(create("convnet"), callbacks=[Checkpoint("kept")], progress=False)
+        >>> history = trainer.fit(loader, epochs=1)
+        >>> again = Trainer(create("convnet"), callbacks=[Checkpoint("kept")], progress=False)
+        >>> len(again.fit(loader, epochs=3, resume="kept"))
+        3
 
     Args:
-        folder: Where to; made if missing.
-        best: The figure of the history that decides which model is the best; None keeps no best one.
-        every_batches: Save the state within epochs too, after so many batches.
-        allow_test: Let the test set decide, against all advice.
+        folder: The folder; it is made if missing.
+        best: The figure of the history that decides which model is the best; None to save no best model.
+        every_batches: Also save the state within an epoch, every this many batches.
+        allow_test: True to accept the test set as validation images. The test accuracy is then too good.
     """
 
-    every_process = True  # the state is collected from all; one writes
+    every_process = True  # every process contributes its state; one writes
 
+    @checked
     def __init__(
         self,
         folder: str | os.PathLike[str],
@@ -40,7 +52,7 @@ class Checkpoint(Callback):
         every_batches: int | None = None,
         allow_test: bool = False,
     ) -> None:
-        self.folder = Path(folder)
+        self.folder = as_path(folder)
         self.every_batches = every_batches
         self.allow_test = allow_test
         self._best = Best(best) if best else None
@@ -84,16 +96,15 @@ class Checkpoint(Callback):
             self._best = self._best.at(state["best"])
 
     def _write_state(self, trainer: "Trainer") -> None:
-        trainer.metrics.read_losses(
-            trainer.epoch + 1
-        )  # a GPU's are read now and then only, and the last good state must not be lost to NaN
+        # Losses on a GPU are read only now and then, and a NaN must not replace the last good state.
+        trainer.metrics.read_losses(trainer.epoch + 1)
         state = trainer.state_dict()
         if trainer.world.is_main:
             write_state(self.folder / CHECKPOINT_FILE, state)
 
 
 def find_state(path: str | os.PathLike[str]) -> dict[str, Any] | None:
-    """Read the state that a `Checkpoint` wrote, given its folder or the file itself; None where there is none yet.
+    """Read the state that a `Checkpoint` wrote, given its folder or the file itself; None if there is none yet.
 
     Raises:
         InputError: The path is none, or names a file that is not there.
@@ -101,9 +112,7 @@ def find_state(path: str | os.PathLike[str]) -> dict[str, Any] | None:
     """
     if not isinstance(path, (str, os.PathLike)):
         raise InputError(f"resume must be the folder of a Checkpoint, or its file, not {path!r}.")
-    if "\0" in str(path):
-        raise InputError(f"resume cannot be {str(path)!r}: no path has a NUL in it.")
-    found = Path(path).expanduser()
+    found = as_path(path)
     if found.is_dir():
         found = found / CHECKPOINT_FILE
     elif found.suffix == ".safetensors" and not found.exists():

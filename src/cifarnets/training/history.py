@@ -1,4 +1,4 @@
-"""What happened in a fit, epoch by epoch."""
+"""The record of a fit: figures of every epoch."""
 
 import csv
 import io
@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cifarnets._checked import checked
 from cifarnets._figures import new_figure, save_figure
 from cifarnets._files import write_atomic
 from cifarnets.errors import InputError
@@ -16,18 +17,39 @@ if TYPE_CHECKING:
 
 
 class History(list[dict[str, Any]]):
-    """One dict an epoch, oldest first.
+    """A list with one dict for each epoch, oldest first.
 
-    Keys: `epoch` (from 1), `loss` and `accuracy` of training, `val_loss` and `val_accuracy` where there was a
-    validation loader, `lr`, `seconds` and `images_per_second` of the epoch's training.
+    The keys are `epoch` (from 1), `loss` and `accuracy` of the training (means over its images), `lr`, `seconds` and
+    `images_per_second`. With a validation loader there are `val_loss` and `val_accuracy` too.
+
+    Examples:
+        >>> from cifarnets.training import History
+        >>> history = History([{"epoch": 1, "loss": 1.5}, {"epoch": 2, "loss": 1.25}])
+        >>> history[-1]["loss"]
+        1.25
     """
 
+    @checked
     def column(self, key: str) -> list[Any]:
-        """One value an epoch; None where an epoch has none."""
+        """Return one figure of every epoch; None for an epoch that does not have it.
+
+        Examples:
+            >>> from cifarnets.training import History
+            >>> History([{"epoch": 1, "loss": 1.5}, {"epoch": 2, "loss": 1.25}]).column("loss")
+            [1.5, 1.25]
+        """
         return [row.get(key) for row in self]
 
+    @checked
     def to_csv(self, path: str | os.PathLike[str]) -> Path:
-        """Write all epochs as CSV, atomically.
+        """Write all epochs to a CSV file. The file is replaced in one step, so it is never half written.
+
+        Examples:
+            >>> from cifarnets.training import History
+            >>> path = History([{"epoch": 1, "loss": 1.5}]).to_csv("history.csv")
+            >>> print(path.read_text())
+            epoch,loss
+            1,1.5
 
         Raises:
             OutputError: The file cannot be written.
@@ -39,19 +61,31 @@ class History(list[dict[str, Any]]):
         writer.writerows(self)
         return write_atomic(path, text.getvalue())
 
+    @checked
     def to_jsonl(self, path: str | os.PathLike[str]) -> Path:
-        """Write all epochs as JSON lines, atomically.
+        """Write all epochs to a file of JSON lines. The file is replaced in one step, so it is never half written.
+
+        Examples:
+            >>> from cifarnets.training import History
+            >>> path = History([{"epoch": 1, "loss": 1.5}]).to_jsonl("history.jsonl")
+            >>> print(path.read_text())
+            {"epoch": 1, "loss": 1.5}
 
         Raises:
             OutputError: The file cannot be written.
         """
         return write_atomic(path, "".join(json.dumps(row) + "\n" for row in self))
 
+    @checked
     def plot(self, path: str | os.PathLike[str] | None = None) -> "Figure":
-        """Loss and accuracy over the epochs, training and validation.
+        """Plot loss and accuracy of training and validation over the epochs. This needs the extra `plots`.
+
+        Examples:
+            >>> from cifarnets.training import History
+            >>> figure = History([{"epoch": 1, "loss": 1.5, "accuracy": 0.5}]).plot("history.png")
 
         Args:
-            path: Where to save the picture too; the ending chooses PNG, SVG or PDF.
+            path: A file for the picture; its ending chooses PNG, SVG or PDF.
 
         Raises:
             InputError: There is no epoch yet.

@@ -1,4 +1,4 @@
-"""Which learning rate to try first (Smith 2017, "Cyclical Learning Rates for Training Neural Networks", § 3.3)."""
+"""A search for a learning rate (Smith 2017, "Cyclical Learning Rates for Training Neural Networks", § 3.3)."""
 
 import itertools
 import math
@@ -8,25 +8,31 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from cifarnets._checked import checked
 from cifarnets._figures import new_figure, save_figure
 from cifarnets.errors import DivergedError, InputError
 from cifarnets.inference import Batches
+from cifarnets.training.trainer import Trainer
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from cifarnets.training.trainer import Trainer
-
 
 @dataclass(frozen=True)
 class LRSearch:
-    """What `find_lr` saw.
+    """The result of `find_lr`.
+
+    Examples:
+        >>> from cifarnets.training import LRSearch
+        >>> search = LRSearch(rates=(0.001, 0.01, 0.1), losses=(2.3, 1.9, 2.5), suggestion=0.01)
+        >>> search.suggestion
+        0.01
 
     Attributes:
-        rates: Learning rates, rising.
-        losses: The loss of the batch at each, smoothed.
-        suggestion: The rate at which the loss fell fastest on the way to its lowest; a peak for a schedule may be
-            some times higher.
+        rates: The learning rates, rising.
+        losses: The smoothed loss at each rate.
+        suggestion: The rate at which the loss fell fastest before its minimum. The peak of a schedule can be a few
+            times higher.
     """
 
     rates: tuple[float, ...]
@@ -34,10 +40,15 @@ class LRSearch:
     suggestion: float
 
     def plot(self, path: str | os.PathLike[str] | None = None) -> "Figure":
-        """Loss over learning rate, with the suggestion marked.
+        """Plot the loss over the learning rate, and mark the suggestion. This needs the extra `plots`.
+
+        Examples:
+            >>> from cifarnets.training import LRSearch
+            >>> search = LRSearch(rates=(0.001, 0.01, 0.1), losses=(2.3, 1.9, 2.5), suggestion=0.01)
+            >>> figure = search.plot("search.png")
 
         Args:
-            path: Where to save the picture too.
+            path: A file for the picture.
 
         Raises:
             MissingExtraError: matplotlib is not installed.
@@ -51,20 +62,31 @@ class LRSearch:
         return save_figure(figure, path)
 
 
-def find_lr(trainer: "Trainer", loader: Batches, low: float = 1e-5, high: float = 1.0, steps: int = 100) -> LRSearch:
-    """Train on some batches with a rising learning rate, watch the loss, and put everything back.
+@checked
+def find_lr(trainer: Trainer, loader: Batches, low: float = 1e-5, high: float = 1.0, steps: int = 100) -> LRSearch:
+    """Train on some batches with a rising learning rate, record the loss, and restore the trainer.
+
+    Examples:
+        >>> from cifarnets import Trainer, create, seed_everything
+        >>> from cifarnets.datasets import BatchLoader, SyntheticCIFAR10
+        >>> from cifarnets.training import find_lr
+        >>> seed_everything(0)
+        >>> trainer = Trainer(create("convnet"), progress=False)
+        >>> search = find_lr(trainer, BatchLoader(SyntheticCIFAR10(size=500), 50, shuffle=True, seed=0))
+        >>> 1e-5 < search.suggestion < 1
+        True
 
     Args:
-        trainer: Its model, optimizer and random numbers are afterwards as they were.
-        loader: Gone through as often as needed.
-        low: The first rate, of the first group; other groups keep their ratio to it.
-        high: The last; the search ends before it where the loss has grown to four times its lowest.
-        steps: Batches.
+        trainer: Its model, optimizer and random numbers are the same afterwards.
+        loader: The search repeats its batches as often as it needs.
+        low: The first rate of the first parameter group; the other groups keep their ratio to it.
+        high: The last rate. The search ends earlier if the loss grows to four times its minimum.
+        steps: The number of batches.
 
     Raises:
         InputError: The rates are not `0 < low < high`, there are fewer than ten steps, or the loss never falls.
     """
-    if not 0 < low < high or steps < 10:
+    if not 0 < low < high < math.inf or not 10 <= steps < 2**31:
         raise InputError(f"find_lr needs 0 < low < high and at least 10 steps, not {low}, {high} and {steps}.")
     rates, losses, average = [], [], 0.0
     with trainer.rehearsal(loader) as batches:

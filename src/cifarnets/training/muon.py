@@ -1,46 +1,62 @@
-"""Muon for convolutions, with Nesterov SGD for all else, as one optimizer.
+"""Muon for convolution filters and Nesterov SGD for all other parameters, as one optimizer.
 
-torch's own Muon takes matrices only, and this library's fast recipes train convolutions with it; so did the recipe
-that they come from (Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks", and airbench).
+torch's own Muon takes matrices only. The fast recipes here train convolutions with it, as does their source (Jordan et
+al. 2024, "Muon: An optimizer for hidden layers in neural networks", and airbench).
 """
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
-# Of the quintic whose iteration drives all singular values to about one (Jordan et al. 2024).
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+"""The quintic of Jordan et al. 2024. Its iteration brings all singular values near one."""
+
+Params: TypeAlias = Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[dict[str, Any]]
 
 
 class ConvMuon(Optimizer):
-    """Steps of unit size in every direction for convolution filters; Nesterov SGD for all other parameters.
+    """Optimizer that moves convolution filters by the same step in every direction, and all else by Nesterov SGD.
 
-    Filters are kept at a norm of the square root of their number, so that the learning rate is relative to them and
-    weight decay has nothing to do there.
+    The shape of a parameter decides: four dimensions make a filter, two make the weight of a linear layer. Each kind
+    gets a parameter group, in the order filters, biases, linear layers.
+
+    Filters are kept at a norm of the square root of their number. Their learning rate is therefore relative to that
+    norm, and they need no weight decay.
+
+    Examples:
+        >>> import torch
+        >>> from cifarnets.models import create
+        >>> from cifarnets.training import ConvMuon
+        >>> model = create("airbench94")
+        >>> optimizer = ConvMuon(model.parameters(), lr=0.1)
+        >>> model(torch.rand(2, 3, 32, 32)).square().mean().backward()
+        >>> optimizer.step()
+        >>> [group["lr"] for group in optimizer.param_groups]
+        [0.1, 106.0, 1340.0]
 
     Args:
-        model: The parameters that need gradients are taken from it.
-        lr: Of the filters.
-        momentum: Of the filters.
-        steps: Of the Newton-Schulz iteration.
-        bias_lr: Of biases, those of BatchNorm included, and of all that is neither a filter nor a matrix.
-        head_lr: Of linear layers.
-        sgd_momentum: Of biases and linear layers.
-        weight_decay: Of biases and linear layers, decoupled from their rates: divided by the rate before it is added
-            to the gradient, and so to the momentum.
-        whiten_until: The part of the fit in which the bias of a whitening layer is trained, 0..1, under the schedule
-            `triangular`.
+        params: Parameters, pairs of names and parameters (`model.named_parameters()`), or groups of either as torch's
+            optimizers take them. A group is split by shape; its own options, such as `lr` or `weight_decay`, hold for
+            all its kinds, and other entries stay in it.
+        lr: Learning rate of the filters.
+        momentum: Momentum of the filters.
+        steps: Steps of the Newton-Schulz iteration.
+        bias_lr: Learning rate of biases, of BatchNorm, and of all that is neither a filter nor a matrix.
+        head_lr: Learning rate of linear layers.
+        sgd_momentum: Momentum of biases and linear layers.
+        weight_decay: Weight decay of biases and linear layers. It is divided by their learning rate before it is added
+            to the gradient (and so to the momentum), so the rate does not change its strength.
 
     Raises:
-        ValueError: `bias_lr` or `head_lr` is not above 0.
+        ValueError: `bias_lr` or `head_lr` is not above 0, or there are no parameters.
     """
 
     def __init__(
         self,
-        model: nn.Module,
+        params: Params,
         lr: float = 0.24,
         momentum: float = 0.6,
         steps: int = 3,
@@ -48,28 +64,41 @@ class ConvMuon(Optimizer):
         head_lr: float = 1340.0,
         sgd_momentum: float = 0.85,
         weight_decay: float = 4e-3,
-        whiten_until: float = 3 / 8,
     ) -> None:
         if not (bias_lr > 0 and head_lr > 0):
             raise ValueError("bias_lr and head_lr must be above 0")
-        named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-        whiten = [p for name, p in named if name.startswith("whiten.")]
-        filters = [p for name, p in named if p.ndim == 4 and not name.startswith("whiten.")]
-        heads = [p for name, p in named if p.ndim == 2 and not name.startswith("whiten.")]
-        taken = {id(p) for p in [*whiten, *filters, *heads]}
-        biases = [p for _, p in named if id(p) not in taken]
-        plain: dict[str, Any] = {"momentum": sgd_momentum, "muon": False, "until": 1.0}
-        groups: list[dict[str, Any]] = [
-            {"params": filters, "lr": lr, "momentum": momentum, "muon": True, "until": 1.0, "weight_decay": 0.0},
-            {"params": biases, "lr": bias_lr, **plain, "weight_decay": weight_decay / bias_lr},
-            {"params": heads, "lr": head_lr, **plain, "weight_decay": weight_decay / head_lr},
-            {"params": whiten, "lr": bias_lr, **plain, "until": whiten_until, "weight_decay": weight_decay / bias_lr},
-        ]
-        super().__init__([group for group in groups if group["params"]], {"steps": steps})
+        kinds: dict[str, dict[str, Any]] = {
+            "filter": {"lr": lr, "momentum": momentum, "muon": True},
+            "bias": {"lr": bias_lr, "momentum": sgd_momentum, "muon": False},
+            "matrix": {"lr": head_lr, "momentum": sgd_momentum, "muon": False},
+        }
+        groups = []
+        for group in _as_groups(params):
+            for kind, options in kinds.items():
+                chosen = [item for item in group["params"] if _kind(item) == kind]
+                merged = {**options, **group, "params": chosen}
+                decay = 0.0 if kind == "filter" else group.get("weight_decay", weight_decay)
+                if chosen:  # with a rate of 0 there is no step, and so no decay
+                    groups.append({**merged, "weight_decay": decay / merged["lr"] if merged["lr"] else 0.0})
+        super().__init__(groups, {"steps": steps})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One step from the gradients at hand."""
+        """Take one step with the present gradients.
+
+        Examples:
+            >>> import torch
+            >>> from cifarnets.training import ConvMuon
+            >>> layer = torch.nn.Linear(2, 1, bias=False)
+            >>> layer.weight.grad = torch.zeros(1, 2)
+            >>> ConvMuon(layer.parameters(), weight_decay=0).step()
+
+        Args:
+            closure: Computes the loss and the gradients again, and gives the loss.
+
+        Returns:
+            The loss of the closure, if there is one.
+        """
         loss = None if closure is None else torch.enable_grad()(closure)()
         for group in self.param_groups:
             for parameter in group["params"]:
@@ -91,11 +120,36 @@ class ConvMuon(Optimizer):
         return loss
 
 
-def orthogonalise(matrix: Tensor, steps: int) -> Tensor:
-    """About the nearest matrix `[M, N]` whose singular values are one, by Newton-Schulz iteration.
+def _as_groups(params: Params) -> list[Mapping[str, Any]]:
+    items: list[Any] = list(params)
+    groups = items if items and isinstance(items[0], dict) else [{"params": items}]
+    return [{**group, "params": _as_list(group["params"])} for group in groups]
 
-    In bfloat16 on CUDA, which is exact enough; elsewhere in float32, because many CPUs have no bfloat16 and are then
-    a hundred times slower in it.
+
+def _as_list(params: Any) -> list[Any]:
+    return [params] if isinstance(params, Tensor) else list(params)
+
+
+def _kind(item: Tensor | tuple[str, Tensor]) -> str:
+    parameter = item[1] if isinstance(item, tuple) else item
+    return {4: "filter", 2: "matrix"}.get(parameter.ndim, "bias")
+
+
+def orthogonalise(matrix: Tensor, steps: int) -> Tensor:
+    """Approximate the nearest matrix whose singular values are all one, by Newton-Schulz iteration.
+
+    It computes in bfloat16 on CUDA, which is exact enough. Elsewhere it computes in float32, because many CPUs have no
+    bfloat16 and are a hundred times slower in it.
+
+    Examples:
+        >>> import torch
+        >>> from cifarnets.training.muon import orthogonalise
+        >>> torch.linalg.svdvals(orthogonalise(torch.diag(torch.tensor([3.0, 1.0])), 6)).round(decimals=0)
+        tensor([1., 1.])
+
+    Args:
+        matrix: Any matrix `[M, N]`.
+        steps: Steps of the iteration; 3 are enough for training.
     """
     a, b, c = COEFFICIENTS
     x: Tensor = matrix.bfloat16() if matrix.is_cuda else matrix.float()

@@ -1,4 +1,4 @@
-"""Learning rates over a fit, stepped once per optimizer step: torch's schedulers by name, or any of them."""
+"""Learning-rate schedules: torch's schedulers by name, stepped after every optimizer step."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -8,27 +8,28 @@ from typing import Any
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR, StepLR
 
-from cifarnets.errors import InputError, unknown_name
+from cifarnets._checked import checked
+from cifarnets.errors import InputError, brief, unknown_name
 
 ScheduleLike = str | Callable[[Optimizer], LRScheduler] | None
 
 
 def constant(optimizer: Optimizer, steps: int) -> LRScheduler:  # noqa: ARG001 (all schedules are called alike)
-    """The learning rate as it is."""
+    """Keep the learning rate."""
     return LambdaLR(optimizer, lambda _: 1.0)
 
 
 def cosine(optimizer: Optimizer, steps: int, warmup: float = 0.0, final: float = 0.0) -> LRScheduler:
-    """Half a cosine from the learning rate to `final` of it (Loshchilov & Hutter 2017, "SGDR").
+    """Half a cosine from the learning rate down to `final` times that rate (Loshchilov & Hutter 2017, "SGDR").
 
     Args:
-        optimizer: Whose learning rate.
-        steps: Of the whole fit.
-        warmup: The part of the steps in which the rate rises linearly first, 0..1.
-        final: The last rate as a part of the first, 0..1.
+        optimizer: The optimizer.
+        steps: The optimizer steps of the whole fit.
+        warmup: The fraction of the steps, at the start, in which the rate rises linearly, 0..1.
+        final: The last rate as a fraction of the first, 0..1.
     """
     if not (0 <= warmup < 1 and 0 <= final <= 1):
-        raise ValueError("warmup and final are parts, 0..1")
+        raise ValueError("warmup and final are fractions, 0..1")
     rise = round(warmup * steps)
 
     def factor(step: int) -> float:
@@ -37,21 +38,21 @@ def cosine(optimizer: Optimizer, steps: int, warmup: float = 0.0, final: float =
         gone = min((step - rise) / max(steps - rise, 1), 1.0)
         return final + (1 - final) * (1 + math.cos(math.pi * gone)) / 2
 
-    return LambdaLR(optimizer, factor)  # torch's SequentialLR of two schedulers warns of itself in older versions
+    return LambdaLR(optimizer, factor)  # in older versions of torch, SequentialLR of two schedulers gives a warning
 
 
 def one_cycle(optimizer: Optimizer, steps: int, **options: Any) -> LRScheduler:
-    """Up to the learning rate and far below it (Smith & Topin 2018, "Super-Convergence"); torch's `OneCycleLR`.
+    """Rise to the learning rate, then fall far below it: `OneCycleLR` (Smith & Topin 2018, "Super-Convergence").
 
-    Momentum runs against it, as torch's defaults have it; say `cycle_momentum=False` to leave it alone.
+    Momentum falls while the rate rises, and rises while it falls. `cycle_momentum=False` keeps the momentum.
 
     Args:
-        optimizer: Whose learning rate; it is the peak.
-        steps: Of the whole fit.
+        optimizer: The optimizer; its learning rate is the peak.
+        steps: The optimizer steps of the whole fit.
         options: Further arguments of `OneCycleLR`.
     """
     peaks = [group["lr"] for group in optimizer.param_groups]
-    has_momentum = {"momentum", "betas"} & optimizer.defaults.keys()  # which is where torch looks for it
+    has_momentum = {"momentum", "betas"} & optimizer.defaults.keys()  # torch looks for it there
     if not has_momentum or not any(group.get("momentum", 1) for group in optimizer.param_groups):
         options.setdefault("cycle_momentum", False)
     return OneCycleLR(optimizer, peaks, total_steps=max(steps, 2), **options)
@@ -60,19 +61,20 @@ def one_cycle(optimizer: Optimizer, steps: int, **options: Any) -> LRScheduler:
 def triangular(
     optimizer: Optimizer, steps: int, peak: float = 0.2, start: float = 0.2, final: float = 0.0
 ) -> LRScheduler:
-    """Straight up to the learning rate, straight down again.
+    """Rise linearly to the learning rate, then fall linearly.
 
-    A parameter group that has `until` (as those of `ConvMuon`) is down at that part of the steps, and stays there.
+    A parameter group can have an option `until`, as the groups of `ConvMuon` do. Its rate ends at that fraction of the
+    steps and stays there.
 
     Args:
-        optimizer: Whose learning rate; it is the peak.
-        steps: Of the whole fit.
-        peak: Where the peak is, as a part of the steps, 0..1.
-        start: The first rate as a part of the peak.
-        final: The last rate as a part of the peak.
+        optimizer: The optimizer; its learning rate is the peak.
+        steps: The optimizer steps of the whole fit.
+        peak: The position of the peak as a fraction of the steps, 0..1.
+        start: The first rate as a fraction of the peak.
+        final: The last rate as a fraction of the peak.
     """
     if not (0 <= peak <= 1 and start >= 0 and final >= 0):
-        raise ValueError("peak is a part, 0..1, and start and final are not negative")
+        raise ValueError("peak is a fraction, 0..1, and start and final are not negative")
 
     def factor(until: float, step: int) -> float:
         top, end = peak * steps * until, steps * until
@@ -84,18 +86,18 @@ def triangular(
 
 
 def trapezoidal(optimizer: Optimizer, steps: int, decay: float = 0.25, warmup: float = 0.0) -> LRScheduler:
-    """Straight up to the learning rate, held, and straight down to zero (Hägele et al. 2024, arXiv:2405.18392).
+    """Rise linearly to the learning rate, hold it, and fall linearly to zero (Hägele et al. 2024, arXiv:2405.18392).
 
-    Without a warmup, a longer fit is like a shorter one until the rate of that falls.
+    Without a warmup, a longer fit equals a shorter one until the rate of the shorter one falls.
 
     Args:
-        optimizer: Whose learning rate.
-        steps: Of the whole fit.
-        decay: The part of the steps, the last, in which the rate falls, 0..1.
-        warmup: The part of the steps, the first, in which it rises.
+        optimizer: The optimizer.
+        steps: The optimizer steps of the whole fit.
+        decay: The fraction of the steps, at the end, in which the rate falls, 0..1.
+        warmup: The fraction of the steps, at the start, in which it rises.
     """
     if not (0 <= decay <= 1 and 0 <= warmup <= 1 - decay):
-        raise ValueError("decay and warmup are parts, 0..1, of one in all")
+        raise ValueError("decay and warmup are fractions whose sum is at most 1")
 
     def factor(step: int) -> float:
         up, down = (step + 1) / (warmup * steps + 1), (steps - step) / max(decay * steps, 1)
@@ -105,16 +107,16 @@ def trapezoidal(optimizer: Optimizer, steps: int, decay: float = 0.25, warmup: f
 
 
 def step(optimizer: Optimizer, steps: int, every: float = 1 / 3, gamma: float = 0.1) -> LRScheduler:
-    """Down by a factor at regular intervals; torch's `StepLR`.
+    """Multiply the rate by a factor at regular intervals: torch's `StepLR`.
 
     Args:
-        optimizer: Whose learning rate.
-        steps: Of the whole fit.
-        every: The interval as a part of the steps, 0..1.
+        optimizer: The optimizer.
+        steps: The optimizer steps of the whole fit.
+        every: The interval as a fraction of the steps, 0..1.
         gamma: The factor.
     """
     if not 0 < every <= 1:
-        raise ValueError("every is a part, above 0 and at most 1")
+        raise ValueError("every is a fraction, above 0 and at most 1")
     return StepLR(optimizer, max(round(every * steps), 1), float(gamma))
 
 
@@ -128,17 +130,27 @@ SCHEDULES: dict[str, Callable[..., LRScheduler]] = {
 }
 
 
+@checked
 def make_schedule(
     optimizer: Optimizer, schedule: ScheduleLike, steps: int | None, options: Mapping[str, Any] | None = None
 ) -> LRScheduler:
-    """The learning rate over a fit of so many optimizer steps.
+    """Make one of torch's schedulers for a fit of `steps` optimizer steps.
+
+    Examples:
+        >>> from cifarnets.models import create
+        >>> from cifarnets.training import make_optimizer, make_schedule
+        >>> optimizer = make_optimizer(create("convnet"), "sgd", lr=0.1)
+        >>> schedule = make_schedule(optimizer, "cosine", steps=100, options={"warmup": 0.1})
+        >>> type(schedule).__name__
+        'LambdaLR'
 
     Args:
-        optimizer: Whose learning rate; its present rates are those that the schedule scales.
+        optimizer: The optimizer; the schedule scales its present learning rates.
         schedule: One of `constant`, `cosine`, `one_cycle`, `triangular`, `trapezoidal` and `step`; or a function that
             makes one of torch's schedulers for the optimizer, such as `lambda o: ExponentialLR(o, 0.999)`; None for
             constant.
-        steps: Of the whole fit; None if it is not known, as only a constant rate and a function allow.
+        steps: The optimizer steps of the whole fit; None if the number is unknown, which works with a constant rate and
+            a function only.
         options: Further arguments of the named schedule.
 
     Raises:
@@ -146,17 +158,23 @@ def make_schedule(
         InputError: The options do not fit, or the number of steps is needed and unknown.
     """
     if options and not isinstance(schedule, str):
-        raise InputError(f"schedule_options {dict(options)} belong to a named schedule, and none is named.")
+        raise InputError(f"schedule_options {dict(options)} belong to a named schedule, but no schedule is named.")
     if callable(schedule):
-        return schedule(optimizer)
+        try:
+            made = schedule(optimizer)
+        except Exception as error:  # the function is the user's
+            raise InputError(f"the function for the schedule fails: {type(error).__name__}: {error}") from error
+        if not isinstance(made, LRScheduler):
+            raise InputError(f"the function for the schedule must make one of torch's schedulers, not {brief(made)}.")
+        return made
     name = schedule or "constant"
     if name not in SCHEDULES:
         raise unknown_name("schedule", name, SCHEDULES)
     if steps is None and name != "constant":
-        raise InputError(f"the schedule {name!r} must know how long the fit is, and the loader has no len().")
+        raise InputError(f"the schedule {name!r} must know the length of the fit, but the loader has no len().")
     try:
         return SCHEDULES[name](optimizer, steps or 0, **(options or {}))
-    except Exception as error:  # each scheduler has its own ways to stumble over options
+    except Exception as error:  # each scheduler raises different errors for wrong options
         raise InputError(f"the schedule {name!r} refuses {dict(options or {})}: {error}.") from error
 
 
@@ -167,7 +185,7 @@ def start_schedule(
     steps: int | None,
     options: Mapping[str, Any] | None,
 ) -> LRScheduler | None:
-    """Put each group's rate back to what it was given, and the schedule over it, if there is one."""
+    """Reset each group to its initial rate, and start the schedule, if there is one."""
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
     return make_schedule(optimizer, schedule, steps, options) if schedule is not None or options else None

@@ -1,24 +1,50 @@
-"""The file format: one safetensors file whose header says everything. No pickle, so loading runs no code.
+"""The file format: one safetensors file whose header holds everything else. No pickle, so that loading runs no code.
 
-The header's metadata is text to text, as safetensors has it: `format` is `pt`, `cifarnets` the version that wrote
-the file, and every other entry is JSON: `architecture`, `config`, `classes`, `mean`, `std`, `training`, `results`,
-`channels_last`, the names of the tensors that were laid out so, and `halved`, the names of those that were float32 and
-lie in the file as float16.
+A safetensors file is the length of its header (8 bytes), the header (JSON), and the bytes of the tensors. The header
+names the dtype, the shape and the place of each tensor, and it has room for metadata, text to text. In our files
+`format` is `pt`, `cifarnets` the version that wrote the file, and `sha256` the digest of the whole file, with 64 zeros
+in place of the digest itself. Every other entry is JSON: `architecture`, `config`, `classes`, `mean`, `std`,
+`training`, `results`; `channels_last`, the names of the tensors that had this memory format; and `halved`, the names of
+those that were float32 and are float16 in the file.
+
+A file comes from anywhere, so nothing in it is believed before it is checked. Its bytes are read once, and what is
+checked is what is used.
 """
 
+import hashlib
+import io
 import json
 import os
+import struct
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, NoReturn
 
 import torch
 from torch import Tensor
 
-from cifarnets._files import write_atomic
-from cifarnets.errors import WeightsError
+from cifarnets._files import as_path, open_regular, write_atomic
+from cifarnets.errors import WeightsError, brief
 
 VERSION_KEY = "cifarnets"
+DIGEST_KEY = "sha256"
+
+HEADER_BYTES = 10_000_000
+"""The longest header: that of a resnet110 and its optimizer has 250,000 bytes."""
+
+TENSORS = 50_000
+"""The most tensors in a file: a resnet110 and its optimizer have 1,500."""
+
+DEPTH = 100
+"""How deep lists and dicts may lie in each other: those of a checkpoint lie 20 deep."""
+
+_ZEROS = "0" * 64
+_PICKLES = (b"PK\x03\x04", b"\x80")
+_BEFORE_DIGESTS = {
+    *("format", VERSION_KEY, "architecture", "config", "classes", "mean", "std", "training", "results", "state"),
+    *("channels_last", "halved"),
+}
+"""The entries of files from before there were digests: a file with any other entry must have a digest."""
 
 
 def write_weights(
@@ -28,76 +54,232 @@ def write_weights(
     version: str,
     half: bool = False,
 ) -> Path:
-    """Write tensors and header into one safetensors file, atomically.
+    """Write tensors and a header into one safetensors file, atomically; the same input gives the same bytes.
 
-    Layout and sharing do not matter: each tensor is stored whole and contiguous, in its own dtype; with `half`, those
-    of float32 as float16, to be read as float32 again.
+    Each tensor is stored whole and contiguous, in its own dtype. With `half`, float32 is stored as float16, which
+    `read_weights` turns into float32 again.
+
+    Examples:
+        >>> import tempfile, torch
+        >>> from cifarnets.weights.files import read_weights, write_weights
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = write_weights(f"{folder}/one.safetensors", {"w": torch.ones(2)}, {"note": [1, 2]}, "1.0")
+        ...     tensors, header = read_weights(path)
+        >>> tensors["w"].tolist(), header["note"]
+        ([1.0, 1.0], [1, 2])
 
     Raises:
-        OutputError: It cannot be written; a file that was there is untouched.
-        WeightsError: The header holds something that JSON cannot say, or a number is too large for float16.
+        OutputError: The file cannot be written. An existing file stays as it was.
+        InputError: No file can have such a path.
+        WeightsError: The header holds something that JSON has no form for, or is too long or too deep; or a tensor has
+            a dtype that the format does not have, or a number is too large for float16.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save
 
-    # A fresh copy each: safetensors refuses tensors that share memory.
-    stored = {
-        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
-    }
-    laid_out = [name for name, tensor in tensors.items() if _is_channels_last(tensor)]
-    halved = [name for name, tensor in stored.items() if half and tensor.dtype == torch.float32]
-    for name in halved:
-        if (stored[name].abs() > torch.finfo(torch.float16).max).any():
-            raise WeightsError(f"{name} has numbers that are too large for float16: save it with half=False.")
-        stored[name] = stored[name].half()
+    channels_last = [name for name, tensor in tensors.items() if _is_channels_last(tensor)]
+    halved = [name for name, tensor in tensors.items() if half and tensor.dtype == torch.float32]
+    stored = {name: _stored(name, tensor, half=name in halved) for name, tensor in tensors.items()}
+    shown = brief(str(path))
     try:
-        notes = {"channels_last": laid_out, "halved": halved}
+        notes = {"channels_last": channels_last, "halved": halved}
         entries = {key: json.dumps(value) for key, value in {**header, **notes}.items()}
-    except (TypeError, ValueError) as error:  # ValueError: it contains itself
-        raise WeightsError(f"the header of {str(path)!r} must be plain values (JSON): {error}.") from error
-    return write_atomic(path, save(stored, {"format": "pt", VERSION_KEY: version, **entries}))
+        for entry in entries.values():
+            _from_json(entry)  # what could not be read again must not be written
+    except (TypeError, ValueError, RecursionError) as error:  # ValueError: it contains itself
+        raise WeightsError(f"the header of {shown} must be plain values (JSON): {error}.") from error
+    entries |= {"format": "pt", VERSION_KEY: version, DIGEST_KEY: _ZEROS}
+    try:
+        if "__metadata__" in stored:
+            raise ValueError("'__metadata__' is a name of the format itself")
+        content = save(stored, entries)
+    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise WeightsError(f"the tensors in {shown} cannot be written: {brief(str(error), quotes=False)}.") from error
+    text, data = _sorted_header(content)
+    if len(text) > HEADER_BYTES or len(stored) > TENSORS:
+        raise WeightsError(
+            f"the header of {shown} would have {len(text):,} bytes and {len(stored):,} tensors; a file may have "
+            f"{HEADER_BYTES:,} and {TENSORS:,}."
+        )
+    whole = bytearray().join([struct.pack("<Q", len(text)), text, data])
+    # The first such place is the entry itself: within another one, quotes are escaped.
+    place = whole.index(f'"{DIGEST_KEY}":"{_ZEROS}"'.encode()) + len(f'"{DIGEST_KEY}":"')
+    whole[place : place + len(_ZEROS)] = hashlib.sha256(whole).hexdigest().encode()
+    return write_atomic(path, bytes(whole))
+
+
+def _sorted_header(content: bytes) -> tuple[bytes, memoryview]:
+    """The header and the data of a safetensors file, with the metadata sorted: safetensors shuffles it."""
+    (length,) = struct.unpack("<Q", content[:8])
+    layout = json.loads(content[8 : 8 + length])
+    metadata = dict(sorted(layout.pop("__metadata__").items()))
+    layout = dict(sorted(layout.items(), key=lambda item: item[1]["data_offsets"]))
+    text = json.dumps({"__metadata__": metadata, **layout}, ensure_ascii=False, separators=(",", ":")).encode()
+    return text + b" " * (-len(text) % 8), memoryview(content)[8 + length :]
 
 
 def read_weights(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and header of a file that `write_weights` wrote.
+    """Read the tensors and the header of a file that `write_weights` wrote.
+
+    Examples:
+        >>> from importlib import resources
+        >>> from cifarnets.weights.files import read_weights
+        >>> with resources.as_file(resources.files("cifarnets.weights") / "convnet.safetensors") as path:
+        ...     tensors, header = read_weights(path)
+        >>> tensors["conv1.weight"].shape, header["architecture"]
+        (torch.Size([16, 3, 3, 3]), 'convnet')
 
     Raises:
-        WeightsError: The file is missing, damaged, a pickle, or not one of ours.
+        WeightsError: The file is missing, damaged, a pickle, or of another program.
+        InputError: No file can have such a path.
     """
-    from safetensors import SafetensorError, safe_open
-
-    path = Path(path)
+    found = as_path(path)
     try:
-        with path.open("rb") as file:
-            start = file.read(9)
+        with open_regular(found) as file:
+            return _read(file, os.fstat(file.fileno()).st_size, brief(str(found)))
     except OSError as error:
-        raise WeightsError(f"cannot read the weights {str(path)!r}: {error.strerror}.") from error
-    # A safetensors file begins with the length of its JSON, which may well read like the first byte of a pickle.
-    if start.startswith((b"PK\x03\x04", b"\x80")) and start[4:] != b"\0\0\0\0{":
-        raise WeightsError(
-            f"{str(path)!r} is a pickle (torch.save), which could run code; it was not opened. Load it with "
-            "torch.load(..., weights_only=True), put it into a model, and cifarnets.save that."
-        )
+        raise WeightsError(f"cannot read the weights {brief(str(found))}: {error.strerror or error}.") from error
+
+
+def parse_weights(content: bytes, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read the tensors and the header of a weight file's bytes.
+
+    Examples:
+        >>> from importlib import resources
+        >>> from cifarnets.weights.files import parse_weights
+        >>> content = (resources.files("cifarnets.weights") / "convnet.safetensors").read_bytes()
+        >>> tensors, header = parse_weights(content, "convnet.safetensors")
+        >>> header["architecture"]
+        'convnet'
+
+    Args:
+        content: A whole file.
+        name: What error messages call it.
+
+    Raises:
+        WeightsError: As `read_weights`.
+    """
+    return _read(io.BytesIO(content), len(content), brief(name))
+
+
+def _read(file: IO[bytes], size: int, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read a whole file of known size; `name` is what messages call it."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    def broken(reason: object) -> NoReturn:
+        raise WeightsError(f"{name} is not a whole safetensors file: {brief(str(reason), quotes=False)}.")
+
     try:
-        with safe_open(path, framework="pt") as file:
-            entries = file.metadata() or {}
-            # Copies: what safetensors gives is the file itself, whose bytes may change, and which Windows then locks.
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise WeightsError(f"{str(path)!r} is not a whole safetensors file: {error}.") from error
+        start = file.read(9)
+        # The length of the header may well begin like a pickle.
+        if start.startswith(_PICKLES) and start[4:] != b"\0\0\0\0{":
+            raise WeightsError(
+                f"{name} is a pickle (torch.save), which could run code; it was not opened. Load it with "
+                "torch.load(..., weights_only=True), put it into a model, and cifarnets.save that."
+            )
+        if len(start) < 9 or start[8:] != b"{":
+            broken(f"it has {size:,} bytes, and no header" if len(start) < 9 else "it does not begin with a header")
+        (length,) = struct.unpack("<Q", start[:8])
+        if not 2 <= length <= min(HEADER_BYTES, size - 8):
+            broken(
+                f"its header would have {length:,} bytes, the file has {size:,}, and a header {HEADER_BYTES:,} at most"
+            )
+        text = start[8:] + file.read(length - 1)
+        layout = _from_json(text.decode())
+        entries = layout.pop("__metadata__", None) or {}
+        if len(layout) > TENSORS:
+            broken(f"it has {len(layout):,} tensors, and a file may have {TENSORS:,}")
+        data = file.read()
+        if len(text) != length or 8 + length + len(data) != size:
+            broken("it became shorter or longer while it was read")
+        # A copy each: safetensors' tensors lie wherever the header ends, which need not suit their dtype.
+        tensors = {key: tensor.clone() for key, tensor in load(start[:8] + text + data).items()}
+        header = _read_entries(entries, text, data, name)
+    except (MemoryError, RecursionError, OverflowError) as error:
+        raise WeightsError(f"{name} cannot be read: {type(error).__name__}, so large is it.") from error
+    except (SafetensorError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+        if isinstance(error, WeightsError):
+            raise
+        broken(error)
+    channels_last, halved = (_names(header.pop(key, [])) for key in ("channels_last", "halved"))
+    for key, tensor in tensors.items():
+        whole = tensor.float() if key in halved and tensor.dtype == torch.float16 else tensor
+        is_4d = key in channels_last and whole.ndim == 4
+        tensors[key] = whole.to(memory_format=torch.channels_last) if is_4d else whole
+    return tensors, header
+
+
+def _read_entries(entries: object, text: bytes, data: bytes, name: str) -> dict[str, Any]:
+    """Check the metadata and the digest, and return the entries as values."""
+    if not isinstance(entries, dict) or not all(isinstance(value, str) for value in entries.values()):
+        raise ValueError("its metadata are not text")
     if VERSION_KEY not in entries:
         raise WeightsError(
-            f"{str(path)!r} is a safetensors file of another program: it does not say which model it belongs to. "
+            f"{name} is a safetensors file of another program: it does not say which model it belongs to. "
             "Read it with safetensors.torch.load_file, put it into a model, and cifarnets.save that."
         )
+    digest = entries.pop(DIGEST_KEY, None)
+    if digest is None and (strange := entries.keys() - _BEFORE_DIGESTS):
+        raise WeightsError(f"{name} is damaged: it has no digest, though it has the entry {brief(min(strange))}.")
+    if digest is not None:
+        blank = text.replace(digest.encode(), _ZEROS.encode()) if len(digest) == len(_ZEROS) else text
+        found = hashlib.sha256(struct.pack("<Q", len(blank)) + blank)
+        found.update(data)
+        if found.hexdigest() != digest:
+            raise WeightsError(f"{name} is damaged: its bytes are not those that were written (SHA-256 of the file).")
+    version = entries.pop(VERSION_KEY)
+    entries.pop("format", None)
     try:
-        header = {key: json.loads(text) for key, text in entries.items() if key not in ("format", VERSION_KEY)}
+        return {**{key: _from_json(value) for key, value in entries.items()}, VERSION_KEY: version}
     except (ValueError, RecursionError) as error:
-        raise WeightsError(f"the header of {str(path)!r} is damaged: {error}.") from error
-    laid_out, halved = (_names(header.pop(key, [])) for key in ("channels_last", "halved"))
-    for name, tensor in tensors.items():
-        whole = tensor.float() if name in halved and tensor.dtype == torch.float16 else tensor
-        tensors[name] = whole.to(memory_format=torch.channels_last) if name in laid_out and whole.ndim == 4 else whole
-    return tensors, {**header, VERSION_KEY: entries[VERSION_KEY]}
+        raise WeightsError(f"the header of {name} is damaged: {brief(str(error), quotes=False)}.") from error
+
+
+def _stored(name: str, tensor: Tensor, half: bool) -> Tensor:
+    """A tensor as it is stored: on the CPU, contiguous, and sharing no memory, which safetensors refuses."""
+    if tensor.layout != torch.strided or tensor.is_meta:
+        kind = "without numbers (meta)" if tensor.is_meta else f"{tensor.layout} and {tensor.dtype}"
+        raise WeightsError(f"{brief(name)} is {kind}, for which a weight file has no form; convert it first.")
+    stored = tensor.detach().cpu().resolve_neg().clone(memory_format=torch.contiguous_format)
+    if half:
+        if (stored.abs() > torch.finfo(torch.float16).max).any():
+            raise WeightsError(f"{name} has numbers that are too large for float16: save it with half=False.")
+        stored = stored.half()
+    return stored
+
+
+def _from_json(text: str) -> Any:
+    """The value of a JSON text, of which no part is out of bounds.
+
+    Raises:
+        ValueError: It is no JSON, too deep, names something twice, or has a number of a thousand digits.
+        RecursionError: It is much too deep.
+    """
+    value = json.loads(text, object_pairs_hook=_without_twins, parse_int=_bounded)
+    level = [value]
+    for _ in range(DEPTH):
+        level = [item for part in level if isinstance(part, (list, dict)) for item in _items(part)]
+        if not level:
+            return value
+    raise ValueError(f"it is nested more than {DEPTH} levels deep")
+
+
+def _items(part: list[Any] | dict[str, Any]) -> list[Any]:
+    return part if isinstance(part, list) else list(part.values())
+
+
+def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("it names something twice")
+    return found
+
+
+def _bounded(digits: str) -> int:
+    if len(digits) > 1000:
+        raise ValueError(f"a number has {len(digits):,} digits")
+    return int(digits)
 
 
 def _is_channels_last(tensor: Tensor) -> bool:

@@ -1,48 +1,79 @@
 """Weights on the Hugging Face Hub: an address in, a local file out."""
 
+import contextlib
+import re
+import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
-from cifarnets.errors import DownloadError, InputError, WeightsError
+from cifarnets.errors import DownloadError, InputError, WeightsError, brief
 
 SCHEME = "hf://"
 DEFAULT_FILE = "model.safetensors"
 
+ANSWER_SECONDS = 8.0
+"""Seconds within which the Hub must say what a file is."""
+
+STALL_SECONDS = 30.0
+"""Seconds after which a download that does not grow is given up."""
+
+T = TypeVar("T")
+_ADDRESS = re.compile(r"hf://([^/@]+)/([^/@]+)(?:@(refs/(?:pr|convert)/[^/]+|[^/]*))?(?:/(.*))?", re.DOTALL)
+_WEB_ADDRESS = re.compile(
+    r"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/([^/?#]+/[^/?#]+)(?:/(?:blob|resolve|tree)/([^/?#]+)(/[^?#]*)?)?/?(?:[?#].*)?"
+)
+
 
 def fetch(address: str) -> Path:
-    """The local path of `hf://owner/repo[@revision][/file]`, downloaded once and cached.
+    """Return the local path of `hf://owner/repo[@revision][/file]`, which is downloaded once and cached.
 
-    Everything that `huggingface_hub` understands applies: `HF_HOME`, `HF_ENDPOINT`, `HF_TOKEN`, `HF_HUB_OFFLINE`.
+    The environment variables of `huggingface_hub` apply: `HF_HOME`, `HF_ENDPOINT`, `HF_TOKEN`, `HF_HUB_OFFLINE`.
+    A Hub that does not answer within 8 seconds is taken for unreachable, and a download that has not grown for 30
+    seconds for dead.
+
+    Examples:
+        >>> from cifarnets.weights.hub import fetch
+        >>> path = fetch("hf://owner/repo@v1.0")  # doctest: +SKIP
 
     Args:
-        address: The file is `model.safetensors` unless named; the revision is a branch, tag or commit.
+        address: The file is `model.safetensors` unless named; the revision is a branch, a tag, a commit, or a pull
+            request as `refs/pr/1`.
 
     Raises:
-        InputError: The address is not of that form.
+        InputError: The address has another form.
         WeightsError: The repository has no such file or revision, or does not exist.
-        DownloadError: The Hub cannot be reached, and the file is not in the cache.
+        DownloadError: The Hub cannot be reached, and the file is not in the cache; or the download failed.
     """
     repo, revision, filename = parse_address(address)
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+    from huggingface_hub import errors, hf_hub_download
 
     try:
-        return Path(hf_hub_download(repo, filename, revision=revision, library_name="cifarnets"))
-    except LocalEntryNotFoundError as error:  # before EntryNotFoundError, which it derives from
-        raise DownloadError(
-            f"{address} is not in the cache, and the Hub cannot be reached (offline, or HF_HUB_OFFLINE is set)."
-        ) from error
-    except RepositoryNotFoundError as error:
+        if reason := _why_unreachable(repo, revision, filename):
+            try:
+                return Path(hf_hub_download(repo, filename, revision=revision, local_files_only=True))
+            except errors.LocalEntryNotFoundError:
+                if isinstance(reason, errors.RepositoryNotFoundError):
+                    raise reason from None
+                raise DownloadError(
+                    f"{address} is not in the cache, and the Hub cannot be reached: {_first_line(reason)}"
+                ) from reason
+        return _watch(
+            lambda: Path(hf_hub_download(repo, filename, revision=revision, library_name="cifarnets")),
+            STALL_SECONDS,
+            lambda: _cached_bytes(repo),
+        )
+    except DownloadError:
+        raise
+    except errors.LocalEntryNotFoundError as error:  # before EntryNotFoundError, which it derives from
+        raise DownloadError(f"cannot download {address}: the Hub cannot be reached any more.") from error
+    except errors.RepositoryNotFoundError as error:
         raise WeightsError(
             f"the Hub has nothing at {address}: no repository {repo!r}, or a private one (set HF_TOKEN)."
         ) from error
-    except RevisionNotFoundError as error:
+    except errors.RevisionNotFoundError as error:
         raise WeightsError(f"the Hub has nothing at {address}: {repo!r} has no revision {revision!r}.") from error
-    except EntryNotFoundError as error:
+    except errors.EntryNotFoundError as error:
         raise WeightsError(f"the Hub has nothing at {address}: {repo!r} has no file {filename!r}.") from error
     except ValueError as error:  # a name that the Hub allows nobody, or a path that leads out of the repository
         raise InputError(f"{address!r} cannot be an address on the Hub: {_first_line(error)}") from error
@@ -51,20 +82,112 @@ def fetch(address: str) -> Path:
 
 
 def parse_address(address: str) -> tuple[str, str | None, str]:
-    """`(repo, revision, filename)` of an `hf://` address.
+    """Split an `hf://` address into repository, revision and file name.
+
+    Examples:
+        >>> from cifarnets.weights.hub import parse_address
+        >>> parse_address("hf://owner/repo@refs/pr/1")
+        ('owner/repo', 'refs/pr/1', 'model.safetensors')
+        >>> parse_address("hf://owner/repo/nets/small.safetensors")
+        ('owner/repo', None, 'nets/small.safetensors')
 
     Raises:
         InputError: It has another form.
     """
-    owner, _, rest = address.removeprefix(SCHEME).partition("/")
-    name, _, filename = rest.partition("/")
-    name, _, revision = name.partition("@")
-    if not address.startswith(SCHEME) or not owner or not name:
+    found = _ADDRESS.fullmatch(address)
+    if found is None or len(address) > 1000 or not address.isprintable():
         raise InputError(
-            f"a Hub address reads hf://owner/repo, hf://owner/repo@revision or hf://owner/repo/file, not {address!r}."
+            "a Hub address reads hf://owner/repo, hf://owner/repo@revision or hf://owner/repo/file, not "
+            f"{brief(address)}."
         )
+    owner, name, revision, filename = found.groups()
     return f"{owner}/{name}", revision or None, filename or DEFAULT_FILE
 
 
-def _first_line(error: Exception) -> str:
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+def address_of(url: str) -> str | None:
+    """Return the `hf://` address of a page of the Hub; None for another web address.
+
+    Examples:
+        >>> from cifarnets.weights.hub import address_of
+        >>> address_of("https://huggingface.co/owner/repo/blob/main/nets/small.safetensors")
+        'hf://owner/repo@main/nets/small.safetensors'
+    """
+    found = _WEB_ADDRESS.fullmatch(url)
+    if found is None:
+        return None
+    repo, revision, filename = found.groups()
+    return f"{SCHEME}{repo}" + (f"@{revision}" if revision else "") + (filename or "").rstrip("/")
+
+
+def _why_unreachable(repo: str, revision: str | None, filename: str) -> Exception | None:
+    """Ask the Hub once for a file, and return what went wrong; None if the file is there.
+
+    `hf_hub_download` would ask for half a minute where nobody answers, and log each attempt.
+    """
+    from huggingface_hub import errors, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+
+    if (
+        revision
+        and re.fullmatch("[0-9a-f]{40}", revision)
+        and try_to_load_from_cache(repo, filename, revision=revision)
+    ):
+        return None  # a commit never changes, so that hf_hub_download asks nobody
+    url = hf_hub_url(repo, filename, revision=revision)
+    try:
+        _watch(lambda: get_hf_file_metadata(url, timeout=ANSWER_SECONDS), ANSWER_SECONDS)
+    except (errors.RevisionNotFoundError, errors.EntryNotFoundError, ValueError):
+        raise
+    except Exception as error:
+        return error
+    return None
+
+
+def _watch(call: Callable[[], T], patience: float, progress: Callable[[], int] = lambda: 0) -> T:
+    """Wait for a call in a thread of its own, as long as it makes progress.
+
+    The timeouts of network libraries are for a single byte, so that a server can keep them for ever.
+    """
+    outcome: list[T] = []
+    failure: list[BaseException] = []
+    done = threading.Event()
+
+    def run() -> None:
+        try:
+            outcome.append(call())
+        except BaseException as error:
+            failure.append(error)
+        finally:
+            done.set()
+
+    threading.Thread(target=run, name="cifarnets-hub", daemon=True).start()
+    before = progress()
+    while not done.wait(patience):
+        now = progress()
+        if now == before:
+            raise TimeoutError(f"no answer within {patience:g} seconds")
+        before = now
+    if failure:
+        raise failure[0]
+    return outcome[0]
+
+
+def _cached_bytes(repo: str) -> int:
+    """The bytes of a repository in the cache, which grow while it is downloaded."""
+    from huggingface_hub import constants
+
+    total = 0
+    for path in (Path(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}" / "blobs").glob("*"):
+        with contextlib.suppress(OSError):  # renamed, once it is whole
+            total += path.stat().st_size
+    return total
+
+
+def _first_line(error: BaseException) -> str:
+    """What went wrong, in a line: network libraries wrap the system's own words several times."""
+    inner: BaseException | None = error
+    while inner is not None:
+        if isinstance(inner, OSError) and inner.strerror:
+            return brief(inner.strerror, 300, quotes=False)
+        inner = inner.__cause__ or inner.__context__
+    line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return brief(line.strip(), 300, quotes=False)

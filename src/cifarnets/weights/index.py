@@ -1,16 +1,17 @@
-"""The released weights: what is known of each, and the way to its file. Knows no model."""
+"""The released weights: what is known of each, and its file. Knows no model."""
 
-import contextlib
 import functools
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+import math
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from importlib import resources
-from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any
 
-from cifarnets.errors import WeightsError
+from cifarnets._fields import fits, hints_of, name_of
+from cifarnets.errors import WeightsError, brief
 
 FOLDER: Any = resources.files("cifarnets.weights")
 INDEX_FILE = "index.json"
@@ -19,36 +20,42 @@ GOLDEN_FILE = "golden.safetensors"
 
 @dataclass(frozen=True)
 class Release:
-    """Released weights: a row of the index, which is made from the weight file and the logs of the runs behind it.
+    """Facts about released weights: a row of the index, made from the weight file and the logs of its runs.
 
-    Accuracies are top-1 on all test images of the classes, after the last epoch; nothing was chosen on them.
+    Accuracies are top-1 on all test images of the classes after the last epoch. Nothing was chosen by them.
+
+    Examples:
+        >>> from cifarnets.models import info
+        >>> release = info("resnet20").release
+        >>> release.classes[:2], release.parameters
+        (('airplane', 'automobile'), 269722)
 
     Attributes:
-        name: Of the weights and of the recipe that trains them: that of the architecture, or `architecture.tag`.
-        file: In the package.
-        size: Of the file, in bytes.
-        sha256: Of the file.
-        architecture: The registered name.
+        name: Name of the weights and of the recipe that trains them: the architecture, or `architecture.tag`.
+        file: Name of the file in the package.
+        size: Size of the file in bytes.
+        sha256: SHA-256 of the file.
+        architecture: The registered name of the model.
         config: Every argument of the model.
-        parameters: Trainable numbers and frozen ones.
+        parameters: Number of parameters, frozen ones included.
         macs: Multiply-adds for one image.
         classes: Names of the outputs.
-        mean: Per channel: the images that the model is fed are `(v - mean) / std` of images in 0..1.
-        std: Likewise.
-        seed: That of the run whose weights these are: the first, not the best.
-        seeds: Those of all runs of the recipe that were made.
-        accuracy: Mean over the seeds.
-        accuracy_std: Standard deviation over the seeds (of a sample); None for a single one.
-        tta: The test-time augmentation of the next three.
-        tta_accuracy: Mean over the seeds.
-        tta_accuracy_std: Standard deviation over the seeds.
-        file_accuracy: Of this file.
-        file_tta_accuracy: Of this file, with test-time augmentation.
-        file_ece: Expected calibration error of this file, without.
-        predictions_sha256: Of the file's predicted classes on the test images, a byte each.
-        milliseconds: A single image on the CPU, in a batch of one.
-        milliseconds_batch: A single image on the CPU, in a batch of 1,000.
-        measured: On what the milliseconds were measured.
+        mean: Mean of each channel; the model takes `(images - mean) / std` of images in 0..1.
+        std: Standard deviation of each channel.
+        seed: Seed of the run with these weights, which is the first run, not the best.
+        seeds: Seeds of all runs of the recipe.
+        accuracy: Mean accuracy over the seeds.
+        accuracy_std: Sample standard deviation over the seeds; None for a single seed.
+        tta: The test-time augmentation of the next two, and of `file_tta_accuracy`.
+        tta_accuracy: Mean accuracy over the seeds with test-time augmentation.
+        tta_accuracy_std: Standard deviation over the seeds with test-time augmentation.
+        file_accuracy: Accuracy of this file.
+        file_tta_accuracy: Accuracy of this file with test-time augmentation.
+        file_ece: Expected calibration error of this file, without test-time augmentation.
+        predictions_sha256: SHA-256 of the predicted classes of the test images, one byte for each.
+        milliseconds: Time for an image on the CPU in a batch of one.
+        milliseconds_batch: Time for an image on the CPU in a batch of 1,000.
+        measured: The machine of these times.
     """
 
     name: str
@@ -82,6 +89,11 @@ class Release:
 def releases() -> Mapping[str, Release]:
     """All released weights by name, sorted.
 
+    Examples:
+        >>> from cifarnets.weights.index import releases
+        >>> releases()["convnet.cifar3"].classes
+        ('airplane', 'automobile', 'ship')
+
     Raises:
         WeightsError: The index is missing or damaged.
     """
@@ -89,62 +101,81 @@ def releases() -> Mapping[str, Release]:
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
         return {name: _release(name, row) for name, row in sorted(rows.items())}
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise WeightsError(f"the index of released weights {str(path)!r} cannot be read: {error}.") from error
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError, OverflowError) as error:
+        reason = brief(str(error), 400, quotes=False)
+        raise WeightsError(f"the index of released weights {str(path)!r} cannot be read: {reason}.") from error
 
 
 def _release(name: str, row: Mapping[str, Any]) -> Release:
+    """A row of the index, whose values are of the types that `Release` has."""
     wanted, given = {field.name for field in fields(Release)}, {"name", *row}
     if wanted != given:
-        raise ValueError(f"{name!r} lacks, or has too much of: {', '.join(sorted(wanted ^ given))}")
+        raise ValueError(f"{brief(name)} lacks, or has too much of: {', '.join(sorted(wanted ^ given))}")
+    for key, hint in hints_of(Release).items():
+        if key != "name" and not (fits(row[key], hint) and _is_plain(row[key])):
+            raise TypeError(f"{key} of {brief(name)} cannot be {brief(row[key])}, but {name_of(hint)}")
+    if not re.fullmatch(r"[\w.-]{1,100}", row["file"]) or not 0 < row["size"] < 2**31:
+        raise ValueError(f"{brief(name)} cannot have the file {brief(row['file'])} of {row['size']:,} bytes")
     columns: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}
-    for key, hint in get_type_hints(Release).items():
-        if key in columns and not _fits(columns[key], hint):
-            raise TypeError(f"{key} of {name!r} cannot be {columns[key]!r}")
     return Release(name=name, **columns)
 
 
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether JSON's value is of a type that a field of a Release names."""
-    kind, parts = get_origin(hint) or hint, get_args(hint)
-    if kind is tuple:
-        return isinstance(value, tuple) and all(_fits(item, parts[0]) for item in value)
-    if kind is Mapping:
-        return isinstance(value, Mapping)
-    if parts:  # of a union
-        return any(_fits(value, part) for part in parts)
-    return isinstance(value, (int, float) if kind is float else kind)
+def _is_plain(value: Any, depth: int = 5) -> bool:
+    """Whether a value of JSON is finite, of a reasonable size, and no deep nesting."""
+    if isinstance(value, (list, dict)):
+        items = value if isinstance(value, list) else value.values()
+        return depth > 0 and all(_is_plain(item, depth - 1) for item in items)
+    return not isinstance(value, (int, float)) or (math.isfinite(value) and abs(value) < 2**53)
 
 
 def mean_and_std(mean: float, std: float | None) -> str:
-    """An accuracy over seeds as it is printed everywhere."""
+    """An accuracy over seeds as it is printed everywhere.
+
+    Examples:
+        >>> from cifarnets.weights.index import mean_and_std
+        >>> mean_and_std(0.9283, 0.0012), mean_and_std(0.9283, None)
+        ('0.9283 ± 0.0012', '0.9283')
+    """
     return f"{mean:.4f}" if std is None else f"{mean:.4f} ± {std:.4f}"
 
 
 def sha256(content: bytes) -> str:
-    """The SHA-256 of some bytes, in hexadecimal."""
+    """The SHA-256 of some bytes, in hexadecimal.
+
+    Examples:
+        >>> from cifarnets.weights.index import sha256
+        >>> sha256(b"")[:8]
+        'e3b0c442'
+    """
     return hashlib.sha256(content).hexdigest()
 
 
-@contextlib.contextmanager
-def checked_file(release: Release) -> Iterator[Path]:
-    """The file of released weights, after a look at every byte of it; within the block, for a package may be zipped.
+def read_release(release: Release) -> bytes:
+    """Read the file of released weights, and check every byte of it.
+
+    Use the bytes, and do not open the file a second time: it could be another one by then.
+
+    Examples:
+        >>> from cifarnets.weights.index import read_release, releases
+        >>> release = releases()["convnet"]
+        >>> len(read_release(release)) == release.size
+        True
 
     Raises:
         WeightsError: It is missing, or not the one that was released.
     """
-    source = FOLDER / release.file
+    source = FOLDER / release.file  # in a package, which may be a zip archive
     try:
-        found = sha256(source.read_bytes())
+        with source.open("rb") as file:
+            content: bytes = file.read(release.size + 1)
     except OSError as error:
         raise WeightsError(
             f"cannot read the released weights {release.name!r} in {str(source)!r}: {error.strerror or error}. "
             "Install cifarnets again."
         ) from error
-    if found != release.sha256:
+    if (found := sha256(content)) != release.sha256:
         raise WeightsError(
             f"{str(source)!r} is not the file that was released as {release.name!r}: its SHA-256 is {found}, and the "
             f"index says {release.sha256}. Install cifarnets again."
         )
-    with resources.as_file(source) as path:
-        yield path
+    return content

@@ -1,7 +1,7 @@
-"""A fit on disk: any nesting of tensors and plain values, in one safetensors file. No pickle.
+"""The state of a fit on disk: any nesting of tensors and plain values, in one safetensors file. No pickle.
 
-Tensors are stored as tensors, the rest as JSON in the header, where each tensor is named by its number. Python's
-floats survive JSON exactly, so what is read back is what was written, bit for bit.
+Tensors are stored as tensors, and the rest as JSON in the header, where a number stands for each tensor. JSON keeps
+Python's floats exactly, so the state that is read is bit for bit the state that was written.
 """
 
 import os
@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from cifarnets.errors import WeightsError
+from cifarnets.errors import WeightsError, brief
 from cifarnets.version import __version__
 from cifarnets.weights.files import read_weights, write_weights
 
@@ -18,28 +18,49 @@ from cifarnets.weights.files import read_weights, write_weights
 def write_state(path: str | os.PathLike[str], state: Any) -> Path:
     """Write a nesting of dicts, lists, tuples, tensors and plain values, atomically.
 
+    Examples:
+        >>> import tempfile, torch
+        >>> from cifarnets.weights.state import read_state, write_state
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     read_state(write_state(f"{folder}/state.safetensors", {"step": 3, "momentum": (torch.ones(2), None)}))
+        {'step': 3, 'momentum': (tensor([1., 1.]), None)}
+
     Raises:
-        OutputError: The file cannot be written; one that was there is untouched.
-        WeightsError: Something in it is none of these.
+        OutputError: The file cannot be written. An existing file stays as it was.
+        InputError: No file can have such a path.
+        WeightsError: A value is none of these, or the nesting is too deep.
     """
     tensors: dict[str, Tensor] = {}
-    plain = _split(state, tensors)
+    try:
+        plain = _split(state, tensors)
+    except RecursionError as error:
+        raise WeightsError(f"the state for {brief(str(path))} is nested too deep, or contains itself.") from error
     return write_weights(path, tensors, {"state": plain}, __version__)
 
 
 def read_state(path: str | os.PathLike[str]) -> Any:
-    """What `write_state` wrote; tensors on the CPU.
+    """Read what `write_state` wrote, after a check of every byte; tensors are on the CPU.
+
+    The values are those of the file, and may be of any kind: who takes them over must check them.
+
+    Examples:
+        >>> import tempfile
+        >>> from cifarnets.weights.state import read_state, write_state
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     read_state(write_state(f"{folder}/state.safetensors", [1, (2, {3: None})]))
+        [1, (2, {3: None})]
 
     Raises:
-        WeightsError: The file is missing, damaged, or something else.
+        WeightsError: The file is missing or damaged, or holds a model.
+        InputError: No file can have such a path.
     """
     tensors, header = read_weights(path)
     if "state" not in header:
-        raise WeightsError(f"{str(path)!r} holds a model, not the state of a fit; cifarnets.load reads it.")
+        raise WeightsError(f"{brief(str(path))} holds a model, not the state of a fit; cifarnets.load reads it.")
     try:
         return _join(header["state"], tensors)
-    except (KeyError, TypeError, ValueError) as error:
-        raise WeightsError(f"the state in {str(path)!r} is damaged ({error!r}).") from error
+    except (KeyError, TypeError, ValueError, RecursionError, MemoryError) as error:
+        raise WeightsError(f"the state in {brief(str(path))} is damaged ({brief(error)}).") from error
 
 
 def _split(value: Any, tensors: dict[str, Tensor]) -> Any:
