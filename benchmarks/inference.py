@@ -1,4 +1,4 @@
-"""The speed of `evaluate` and `predict`, with one picture and with a thousand, and start-up time and memory."""
+"""Using a model: evaluate and predict, one picture and a thousand, what surrounds the net, start-up and memory."""
 
 import argparse
 import statistics
@@ -12,12 +12,13 @@ import torch
 from benchmarks._side_by_side import take_turns
 from cifarnets import evaluate, predict, seed_everything
 from cifarnets._runtime import describe_machine
-from cifarnets.datasets import BatchLoader, CIFAR10Normalized
+from cifarnets.datasets import BatchLoader, CIFAR10Normalized, normalize
 from cifarnets.models import annotate, create
 
 PROGRAMS = {
     "import torch": "import torch",
-    "import cifarnets": "import cifarnets",
+    "import cifarnets": "from cifarnets import *",
+    "cifarnets --help": "from cifarnets.cli import parse\ntry: parse(['--help'])\nexcept SystemExit: print()",
     "… and the first prediction": (
         "import torch, cifarnets; m = cifarnets.models.create('convnet'); "
         "cifarnets.predict(m, torch.rand(3, 32, 32), mean=[0.5] * 3, std=[0.25] * 3)"
@@ -48,6 +49,29 @@ def cost(program: str) -> tuple[float, float]:
     return time.perf_counter() - started, int(done.stdout) / 2**10
 
 
+def print_surroundings(names: list[str], pictures: torch.Tensor, rounds: int) -> None:
+    """Print what `predict` of one uint8 picture costs beside the net's own forward pass, which is given its input."""
+    print("\n| model, one picture | forward pass, ms | predict, ms | predict / forward |\n|---|---|---|---|")
+    for name in names:
+        seed_everything(0)
+        model = create(name).eval()
+        annotate(model, mean=(0.5,) * 3, std=(0.25,) * 3)
+        inputs = [normalize(picture[None], (0.5,) * 3, (0.25,) * 3) for picture in pictures[:100]]
+
+        def forward(model: torch.nn.Module = model, inputs: list[torch.Tensor] = inputs) -> None:
+            with torch.no_grad():
+                for one in inputs:
+                    model(one)
+
+        def whole(model: torch.nn.Module = model) -> None:
+            for picture in pictures[:100]:
+                predict(model, picture, device="cpu")
+
+        found = take_turns({"forward": forward, "predict": whole}, rounds)
+        bare, used = (statistics.median(found[key]) / 100 for key in ("forward", "predict"))
+        print(f"| {name} | {bare * 1000:.3f} | {used * 1000:.3f} | {used / bare:.2f} |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
@@ -73,8 +97,8 @@ def main() -> None:
                 latencies.append(time.perf_counter() - started)
 
         jobs: dict[str, Callable[[], object]] = {
-            "evaluate": lambda model=model, loader=loaders[0]: evaluate(model, loader, "cpu"),  # type: ignore[misc]
-            "laid out": lambda model=model, loader=loaders[1]: evaluate(model, loader, "cpu"),  # type: ignore[misc]
+            "evaluate": lambda model=model, loader=loaders[0]: evaluate(model, loader, device="cpu"),  # type: ignore[misc]
+            "laid out": lambda model=model, loader=loaders[1]: evaluate(model, loader, device="cpu"),  # type: ignore[misc]
             "many": lambda model=model: predict(model, pictures, device="cpu"),  # type: ignore[misc]
             "one": one_by_one,
         }
@@ -83,6 +107,7 @@ def main() -> None:
         speeds = [1000 / seconds["evaluate"], 1000 / seconds["laid out"], 1000 / seconds["many"], 50 / seconds["one"]]
         figures = " | ".join(f"{speed:,.0f}" for speed in speeds)
         print(f"| {name} | {figures} | {latency[0] * 1000:.2f} ({latency[1] * 1000:.2f}) |", flush=True)
+    print_surroundings(options.models, pictures, options.rounds)
     print("\n| a fresh interpreter | seconds | peak memory, MiB |\n|---|---|---|")
     costs = {name: [cost(program) for _ in range(min(options.rounds, 3))] for name, program in PROGRAMS.items()}
     for name, found in costs.items():

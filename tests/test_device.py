@@ -75,8 +75,8 @@ def test_the_reason_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
         raise NotImplementedError("no kernel for it\nand a page of advice")
 
     monkeypatch.setattr(torch, "empty", refuse)
-    with pytest.raises(InputError, match=r"^device 'cpu' cannot be used here \(no kernel for it\); try"):
-        resolve_device("cpu")
+    with pytest.raises(InputError, match=r"^device 'mps' cannot be used here \(no kernel for it\); try"):
+        resolve_device("mps")
 
 
 @pytest.mark.gpu

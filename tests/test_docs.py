@@ -122,7 +122,7 @@ def commands() -> list[object]:
 @pytest.mark.parametrize("words", commands())
 def test_commands_parse(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     try:
-        cli._parser().parse_args(words)
+        cli.parse(words)
     except SystemExit as end:
         assert end.code == 0, capsys.readouterr().err  # noqa: PT017 (--help and --version end with 0)
 

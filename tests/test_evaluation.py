@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from cifarnets import Evaluation, Trainer, evaluate, models
+from cifarnets._batch import Batch
 from cifarnets.datasets import BatchLoader, CIFAR10Normalized, ImageDataset, cifar_subset
 from cifarnets.errors import CifarNetsError, InputError
 from cifarnets.inference import check_batch, collect_logits
@@ -146,11 +147,18 @@ class TestFigures:
         with pytest.raises(InputError, match="the model gives NaN or infinity for 2 of 5 images"):
             Evaluation.from_logits(logits, torch.zeros(5, dtype=torch.int64))
 
-    @pytest.mark.parametrize(("labels", "span"), [([0, 3], "0 to 3"), ([-1, 2], "-1 to 2")])
-    def test_labels_without_an_output_are_refused(self, labels: list[int], span: str) -> None:
+    @pytest.mark.parametrize(
+        ("labels", "message"),
+        [
+            ([0, 3], "labels run from 0 to 3, but the model has 3 outputs (0 … 2): create it with num_classes=4"),
+            ([-1, 2], "labels run from -1 to 2, and every label must be a class, 0 … 2"),
+            ([0, -100], "labels run from -100 to 0, and every label must be a class, 0 … 2"),
+        ],
+    )
+    def test_labels_without_an_output_are_refused(self, labels: list[int], message: str) -> None:
         with pytest.raises(InputError) as caught:
             Evaluation.from_logits(torch.zeros(2, 3), torch.tensor(labels))
-        assert f"run from {span}, but the model has 3 outputs (0 … 2): create it with num_classes=" in str(caught.value)
+        assert message in str(caught.value)
 
     def test_names_beyond_those_known_are_numbers(self) -> None:
         labels = torch.arange(4)
@@ -322,8 +330,8 @@ class TestRefuses:
     def test_no_batch_and_no_image(self, model: nn.Module) -> None:
         with pytest.raises(InputError, match="the loader gave no batch"):
             evaluate(model, [], device="cpu")
-        with pytest.raises(InputError, match="there is no image"):
-            evaluate(model, [(torch.zeros(0, 3, 32, 32), torch.zeros(0, dtype=torch.int64))], "cpu")
+        with pytest.raises(InputError, match="batch 1: the batch is empty"):
+            evaluate(model, [(torch.zeros(0, 3, 32, 32), torch.zeros(0, dtype=torch.int64))], device="cpu")
 
     @pytest.mark.parametrize(
         ("change", "message"),
@@ -349,13 +357,13 @@ class TestRefuses:
         with pytest.raises(InputError, match=message):
             evaluate(model, [good, change(*good)], device="cpu")
 
-    def test_shares_of_the_classes_are_labels_only_where_they_are_asked_for(self) -> None:
-        images, shares = torch.rand(4, 3, 32, 32), torch.rand(4, 3)
-        check_batch(3, images, shares, "batch 1", soft=True)
-        check_batch(3, images, torch.tensor([0, 1, 2, 0]), "batch 1", soft=True)
-        for labels, soft in ((shares, False), (shares[:3], True), (shares.long(), True)):
-            with pytest.raises(InputError, match="batch 1: 4 images need int64 labels"):
-                check_batch(3, images, labels, "batch 1", soft=soft)
+    def test_soft_labels_are_taken_only_where_they_are_asked_for(self) -> None:
+        images, weights = torch.rand(4, 3, 32, 32), torch.rand(4, 3)
+        check_batch(Batch(images, weights, 4), 3, soft=True)
+        check_batch(Batch(images, torch.tensor([0, 1, 2, 0]), 4), 3, soft=True)
+        for labels, soft in ((weights, False), (weights[:3], True), (weights.long(), True)):
+            with pytest.raises(InputError, match="4 images need int64 labels"):
+                check_batch(Batch(images, labels, 4), 3, soft=soft)
 
     def test_a_device_that_is_not_here(self, model: nn.Module) -> None:
         with pytest.raises(InputError, match="device 'abacus' cannot be used here"):
@@ -374,7 +382,7 @@ class TestRefuses:
             evaluate(Broken(RuntimeError("inside")), batches_of(torch.tensor([0])), device="cpu")
         assert not isinstance(caught.value, CifarNetsError)
         with pytest.raises(torch.OutOfMemoryError):
-            evaluate(Broken(torch.OutOfMemoryError()), [(torch.rand(1, 3, 64, 64), torch.tensor([0]))], "cpu")
+            evaluate(Broken(torch.OutOfMemoryError()), [(torch.rand(1, 3, 64, 64), torch.tensor([0]))], device="cpu")
 
     def test_images_of_another_float_are_taken(self, model: nn.Module) -> None:
         images, labels = torch.rand(4, 3, 32, 32), torch.tensor([0, 1, 2, 0])
@@ -422,8 +430,8 @@ def test_a_model_that_gives_no_logits(answer: Any, what: str) -> None:
         def forward(self, x: torch.Tensor) -> Any:
             return answer(x)
 
-    with pytest.raises(InputError, match=rf"a model must give logits \[B, K\], not {what}"):
-        evaluate(Odd(), [(torch.zeros(4, 3, 32, 32), torch.zeros(4, dtype=torch.int64))], "cpu")
+    with pytest.raises(InputError, match=rf"a model must give logits \[B, K\], one tensor, not {what}"):
+        evaluate(Odd(), [(torch.zeros(4, 3, 32, 32), torch.zeros(4, dtype=torch.int64))], device="cpu")
 
 
 def test_a_dataset_whose_classes_are_no_names(synthetic3: ImageDataset) -> None:
@@ -454,3 +462,23 @@ def test_test_time_augmentation_is_the_mean_over_the_views(tta: Any) -> None:
     found = evaluate(model, [(images, labels)], device="cpu", tta=tta)
     assert found.loss == pytest.approx(torch.nn.functional.cross_entropy(expected, labels).item(), abs=1e-6)
     assert found.loss != pytest.approx(evaluate(model, [(images, labels)], device="cpu").loss, abs=1e-6)
+
+
+@pytest.mark.parametrize("wrong", ["unit", "other constants"])
+def test_images_normalised_in_another_way_are_refused(synthetic3: ImageDataset, wrong: str) -> None:
+    model = models.create("convnet", num_classes=3)
+    models.annotate(model, mean=synthetic3.mean, std=synthetic3.std)
+    options: dict[str, Any] = {"view": "unit"} if wrong == "unit" else {"mean": (0.5,) * 3, "std": (0.5,) * 3}
+    other = ImageDataset(synthetic3.images, synthetic3.labels, synthetic3.classes, **options)
+    for loader in (BatchLoader(other, 100, device="cpu"), DataLoader(other, 100)):
+        with pytest.raises(
+            InputError, match=r"the loader's images are normalised with mean .* and the model was trained"
+        ):
+            evaluate(model, loader, device="cpu")
+    assert evaluate(model, BatchLoader(synthetic3, 100, device="cpu"), device="cpu").n == 300
+
+
+@pytest.mark.parametrize("labels", [[0, 1, -100, -100], [-100] * 4])
+def test_labels_that_cross_entropy_ignores_are_refused(labels: list[int]) -> None:
+    with pytest.raises(InputError, match=r"labels run from -100 to .*none is ignored"):
+        evaluate(models.create("convnet"), [(torch.rand(4, 3, 32, 32), torch.tensor(labels))], device="cpu")

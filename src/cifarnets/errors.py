@@ -119,9 +119,6 @@ def brief(value: object, length: int = 200, *, quotes: bool = True) -> str:
     return shown if whole <= length else f"{shown}… ({whole:,} characters)"
 
 
-shorten = brief
-
-
 def _printable(text: str) -> str:
     """Text without control characters, which a terminal would obey: they are escaped as in a `repr`."""
     return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from cifarnets._batch import Batch
 from cifarnets.errors import DivergedError, InputError
-from cifarnets.models.metadata import constants_of, get_meta, in_channels, unwrap
+from cifarnets.models.metadata import constants_of, get_meta, in_channels, size_of, unwrap
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 """Anything that gives `(images [B, C, H, W], labels [B])`: a BatchLoader, a DataLoader, a list."""
@@ -214,7 +214,7 @@ def match_data(model: nn.Module, loader: object) -> tuple[str, ...] | None:
         The model's class names, else those of the loader's dataset; None where neither knows them.
 
     Raises:
-        InputError: Both know the classes, or the normalising constants, and they differ.
+        InputError: Both know the classes, the normalising constants, or the size of the images, and they differ.
     """
     meta, dataset = get_meta(model), getattr(loader, "dataset", None)
     own = meta.classes if meta else None
@@ -231,6 +231,12 @@ def match_data(model: nn.Module, loader: object) -> tuple[str, ...] | None:
         raise InputError(
             f"the loader's images are normalised with mean {served[0]} and std {served[1]}, and the model was trained "
             f"with mean {meta.mean} and std {meta.std}: pass these as mean= and std= to the dataset."
+        )
+    size = size_of(dataset)
+    if meta is not None and meta.size and size is not None and size != meta.size:
+        raise InputError(
+            f"the loader's images are {size[0]}×{size[1]}, and the model was trained on {meta.size[0]}×{meta.size[1]}: "
+            "resize them."
         )
     return own or (None if classes is None else tuple(classes))
 
@@ -284,18 +290,20 @@ class Session:
         self._model = model
         self._home: torch.device | None = None
         self._training: list[nn.Module] = []
-        parameters: list[Tensor] = []
+        found: list[Tensor | None] = []
         # By hand, since `modules()` and `parameters()` take longer than a small net needs for one picture.
-        waiting, seen = [model], set()
+        waiting: list[nn.Module | None] = [model]
+        seen = set()
         while waiting:
             module = waiting.pop()
-            if module in seen:
+            if module is None or module in seen:
                 continue
             seen.add(module)
             if module.training:
                 self._training.append(module)
-            parameters += [parameter for parameter in module._parameters.values() if parameter is not None]
-            waiting += [child for child in reversed(module._modules.values()) if child is not None]
+            found.extend(module._parameters.values())
+            waiting.extend(reversed(module._modules.values()))
+        parameters = [parameter for parameter in found if parameter is not None]
         self.dtype = next((p.dtype for p in parameters if p.is_floating_point()), torch.float32)
         if not (device.type == "cpu" and all(p.is_cpu for p in parameters)):
             self._home = next((p.device for p in parameters if not _is_on(p, device)), None)

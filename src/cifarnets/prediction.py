@@ -290,7 +290,8 @@ class Preprocessing(NamedTuple):
         channels = meta.config.get("in_channels") if meta is not None else None
         if channels is not None and len(mean) != channels:
             raise InputError(f"{len(mean)} constants {mean} do not fit images of {channels} channels.")
-        return cls(mean, std, (SIZE, SIZE), classes if isinstance(classes, tuple) else _class_names(classes))
+        size = (meta.size if meta is not None else None) or (SIZE, SIZE)
+        return cls(mean, std, size, classes if isinstance(classes, tuple) else _class_names(classes))
 
     def read(self, picture: Picture) -> Tensor:
         """Any picture as float32 `[C, H, W]` in 0..1, not normalised yet.

@@ -534,7 +534,10 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"config": {"widths": date(1979, 5, 27)}}, "config of a recipe has a date, which no recipe can hold"),
     ({"config": {"a": {5: 1}}}, "config of a recipe has a key that is no text"),
     ({"config": {"a": object}}, "config of a recipe has a type, which no recipe can hold"),
-    ({"config": {"a": Unspeakable()}}, "has a Unspeakable, which no recipe can hold: a Unspeakable"),
+    (
+        {"config": {"a": Unspeakable()}},
+        "has a Unspeakable, which no recipe can hold: a Unspeakable that cannot be shown",
+    ),
     ({"distill": {5: 1}}, "distill of a recipe must be a table"),
     ({"classes": ["cat"] * 20_000}, "classes of a recipe has more than 10,000 entries"),
     ({"classes": ["c" * 6_000]}, "classes of a recipe has a text of 6,000 characters"),

@@ -225,6 +225,43 @@ def test_the_model_learns_what_its_outputs_and_inputs_mean(net: MakeNet, loader:
     assert (model.meta.mean, model.meta.std) == loader.dataset.constants
 
 
+def test_the_size_of_the_images_travels_with_the_weights(synthetic3: ImageDataset, tmp_path: Path) -> None:
+    """`predict` must resize pictures to what the model was trained on: in half the size, thin stripes are gone."""
+    large = synthetic3.images.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    data = ImageDataset(large[:40], synthetic3.labels[:40], synthetic3.classes)
+    model: Any = cifarnets.models.create("resnet20", num_classes=3, widths=(4, 4, 8))
+    loader = BatchLoader(data, 20, device="cpu")
+    Trainer(model, device="cpu", progress=False).fit(loader, loader, epochs=1)
+    assert model.meta.size == (64, 64)
+    kept: Any = cifarnets.load(cifarnets.save(model, tmp_path / "kept.safetensors"))
+    assert kept.meta.size == (64, 64)
+    small = BatchLoader(synthetic3.select(range(40)), 20, device="cpu")
+    with pytest.raises(InputError, match="the loader's images are 32×32, and the model was trained on 64×64"):
+        evaluate(kept, small, device="cpu")
+    with pytest.raises(InputError, match="the loader's images are 32×32"):
+        Trainer(model, device="cpu", progress=False).fit(loader, small, epochs=1)
+    Trainer(model, device="cpu", progress=False).fit(list(small), epochs=1)
+    assert model.meta.size is None, "of a list nobody knows what it is"
+    assert cifarnets.load("convnet").meta.size is None, "files of earlier versions say nothing"
+
+
+def test_predict_sees_pictures_of_the_size_that_was_trained_on() -> None:
+    torch.manual_seed(0)
+    labels = torch.arange(120) % 2
+    stripes = (torch.arange(64) % 2 * 255).byte().expand(64, 64)  # a pixel wide: gone in half the size
+    images = torch.stack([stripes if label else stripes.T for label in labels])[:, None].repeat(1, 3, 1, 1)
+    data = ImageDataset(images, labels, ["rows", "columns"])
+    model = cifarnets.models.create("resnet20", num_classes=2, widths=(4, 4, 8))
+    loader = BatchLoader(data, 40, shuffle=True, device="cpu", seed=0)
+    Trainer(model, lr=0.05, device="cpu", progress=False).fit(loader, epochs=6)
+    found = [
+        prediction[0][0] == data.classes[label]
+        for prediction, label in zip(cifarnets.predict(model, images), labels, strict=True)
+    ]  # type: ignore[index]
+    accuracy = evaluate(model, BatchLoader(data, 40, device="cpu"), device="cpu").accuracy
+    assert accuracy == sum(found) / 120 == 1.0
+
+
 def test_validation_leaves_training_mode_and_does_not_train(net: MakeNet, loader: BatchLoader) -> None:
     def fit(*val: Any) -> nn.Module:
         loader.epoch = 0

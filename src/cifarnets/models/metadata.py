@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import Subset
 
 from cifarnets._checked import checked
@@ -32,6 +32,7 @@ class ModelMeta:
         std: Standard deviation of each channel; None if unknown.
         training: Facts about the training: epochs, seed, optimizer …
         results: Measurements of released weights: accuracy, seeds, calibration …
+        size: Height and width of the images of the training; None if unknown, which means 32×32.
     """
 
     architecture: str
@@ -41,6 +42,7 @@ class ModelMeta:
     std: tuple[float, ...] | None = None
     training: Mapping[str, Any] = field(default_factory=dict)
     results: Mapping[str, Any] = field(default_factory=dict)
+    size: tuple[int, int] | None = None
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -86,6 +88,7 @@ def annotate(
     std: Sequence[float] | None = None,
     training: Mapping[str, Any] | None = None,
     results: Mapping[str, Any] | None = None,
+    size: Sequence[int] | None = None,
 ) -> None:
     """Note facts in `model.meta`, from where they travel with the weights. A fact that is None stays as it was.
 
@@ -126,6 +129,10 @@ def annotate(
     changes: dict[str, Any] = {} if classes is None else {"classes": tuple(classes)}
     # Plain floats, whatever the figures were computed with: they are written into the weight file.
     changes |= {key: tuple(map(float, value)) for key, value in {"mean": mean, "std": std}.items() if value is not None}
+    if size is not None:
+        if len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
+            raise InputError(f"size must be the height and the width of images, not {size!r}.")
+        changes["size"] = tuple(size)
     changes |= {
         key: dict(value) for key, value in {"training": training, "results": results}.items() if value is not None
     }
@@ -149,11 +156,12 @@ def annotate_from(model: nn.Module, dataset: Any) -> None:
     meta = get_meta(model)
     if meta is None:
         return
-    unwrap(model).meta = replace(meta, classes=None, mean=None, std=None, training={}, results={})  # type: ignore[assignment]
+    unwrap(model).meta = replace(meta, classes=None, mean=None, std=None, training={}, results={}, size=None)  # type: ignore[assignment]
     mean, std = constants_of(dataset) or (None, None)
     classes = getattr(dataset, "classes", None)
     try:
-        annotate(model, classes=classes if isinstance(classes, (list, tuple)) else None, mean=mean, std=std)
+        classes = classes if isinstance(classes, (list, tuple)) else None
+        annotate(model, classes=classes, mean=mean, std=std, size=size_of(dataset))
     except InputError:
         unwrap(model).meta = meta  # type: ignore[assignment]
         raise
@@ -171,6 +179,16 @@ def constants_of(dataset: Any) -> tuple[tuple[float, ...], tuple[float, ...]] | 
     while isinstance(dataset, Subset):
         dataset = dataset.dataset
     return getattr(dataset, "constants", None)
+
+
+def size_of(dataset: Any) -> tuple[int, int] | None:
+    """The height and width of the images of a dataset, or of torch's `Subset` of one; None where it is unknown."""
+    while isinstance(dataset, Subset):
+        dataset = dataset.dataset
+    images = getattr(dataset, "images", None)
+    if not isinstance(images, Tensor) or images.ndim != 4 or getattr(dataset, "transform", None) is not None:
+        return None
+    return images.shape[2], images.shape[3]
 
 
 def in_channels(model: nn.Module) -> int | None:

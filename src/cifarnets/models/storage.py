@@ -240,7 +240,7 @@ def _rebuild(tensors: dict[str, Tensor], header: dict[str, Any], name: str) -> n
         # Neither the user's random numbers nor a default device of the user take part in a load.
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):
             model = build(meta.architecture, dict(meta.config))
-        described = {key: getattr(meta, key) for key in ("classes", "mean", "std", "training", "results")}
+        described = {key: getattr(meta, key) for key in ("classes", "mean", "std", "training", "results", "size")}
         annotate(model, **described)
         if len(meta.mean or ()) != len(meta.std or ()):
             raise InputError(f"mean {brief(meta.mean)} and std {brief(meta.std)} belong together.")
@@ -256,7 +256,7 @@ def _rebuild(tensors: dict[str, Tensor], header: dict[str, Any], name: str) -> n
 
 def _read_meta(header: Mapping[str, Any], name: str) -> ModelMeta:
     """What a header says of its model, if each entry is of its type and in its bounds."""
-    entries = {"results": {}, **header}  # files of earlier versions have no results
+    entries = {"results": {}, "size": None, **header}  # files of earlier versions have neither
     wanted: dict[str, tuple[Callable[[Any], bool], str]] = {
         "architecture": (lambda value: isinstance(value, str), "a name"),
         "config": (lambda value: isinstance(value, dict), "a table"),
@@ -265,6 +265,7 @@ def _read_meta(header: Mapping[str, Any], name: str) -> ModelMeta:
         "std": (lambda value: _are_numbers(value) and min(value or [1]) > 0, "a list of numbers above 0, or null"),
         "training": (lambda value: isinstance(value, dict), "a table"),
         "results": (lambda value: isinstance(value, dict), "a table"),
+        "size": (_is_size, "a height and a width, or null"),
     }
     for key, (is_right, words) in wanted.items():
         if key not in entries:
@@ -281,11 +282,17 @@ def _read_meta(header: Mapping[str, Any], name: str) -> ModelMeta:
         std=std and tuple(map(float, std)),
         training=entries["training"],
         results=entries["results"],
+        size=entries["size"] and tuple(entries["size"]),
     )
 
 
 def _are_numbers(value: object) -> bool:
     return value is None or (isinstance(value, list) and bool(value) and all(_is_finite(number) for number in value))
+
+
+def _is_size(value: object) -> bool:
+    sides = value if isinstance(value, list) and len(value) == 2 else []
+    return value is None or (bool(sides) and all(type(side) is int and 0 < side <= 4096 for side in sides))
 
 
 def _is_finite(value: object) -> bool:

@@ -20,7 +20,7 @@ from cifarnets._fields import fits, hints_of, name_of
 from cifarnets.datasets import Augment, CIFAR10Normalized, SyntheticCIFAR10, cifar_subset
 from cifarnets.datasets.images import ImageDataset
 from cifarnets.distillation import soft_labels
-from cifarnets.errors import InputError, shorten, unknown_name
+from cifarnets.errors import InputError, brief, unknown_name
 from cifarnets.inference import TTA
 from cifarnets.training.precision import Precision
 from cifarnets.training.trainer import Trainer
@@ -106,7 +106,7 @@ class Recipe:
         for name, hint in hints_of(Recipe).items():
             value = getattr(self, name)
             if not fits(value, hint):
-                raise InputError(f"{name} of a recipe must be {name_of(hint)}, not {shorten(value)}.")
+                raise InputError(f"{name} of a recipe must be {name_of(hint)}, not {brief(value)}.")
             check_plain(value, f"{name} of a recipe")
         for name in ("epochs", "batch_size", "accumulate"):
             if not 1 <= getattr(self, name) < 2**31:
@@ -114,13 +114,13 @@ class Recipe:
         if not 0 <= self.val < 2**31:
             raise InputError(f"val must be at least 0, and below 2**31, not {self.val}.")
         if not 0 <= self.seed < 2**63:
-            raise InputError(f"seed must be a whole number from 0 to 2^63 - 1, not {shorten(self.seed)}.")
+            raise InputError(f"seed must be a whole number from 0 to 2^63 - 1, not {brief(self.seed)}.")
         self.augmentation()
         accepted = sorted(signature(soft_labels).parameters.keys() - {"dataset", "device"})
         if strange := sorted(self.distill.keys() - accepted):
             raise InputError(f"distill of a recipe does not take {', '.join(strange)}, but {', '.join(accepted)}.")
         if self.distill and not isinstance(self.distill.get("teacher"), str):
-            raise InputError(f"distill of a recipe must name a teacher, not {shorten(self.distill.get('teacher'))}.")
+            raise InputError(f"distill of a recipe must name a teacher, not {brief(self.distill.get('teacher'))}.")
 
     def trainer_options(self) -> dict[str, Any]:
         """Return the fields that are arguments of the `Trainer`."""
@@ -178,7 +178,7 @@ class Recipe:
         try:
             return Augment(**self.augment) if self.augment else None
         except TypeError as error:
-            raise InputError(f"augment of a recipe does not take {shorten(dict(self.augment))}: {error}.") from error
+            raise InputError(f"augment of a recipe does not take {brief(dict(self.augment))}: {error}.") from error
 
     def labels(self, dataset: ImageDataset, device: torch.device) -> Tensor | None:
         """Compute what to learn instead of the dataset's labels; None for the labels themselves.
@@ -283,7 +283,7 @@ def check_plain(value: object, name: str, depth: int = 8, entries: int = 10_000)
         for item in level:
             if isinstance(item, Mapping):
                 if not all(isinstance(key, str) for key in item):
-                    raise InputError(f"{name} has a key that is no text: {shorten(item)}.")
+                    raise InputError(f"{name} has a key that is no text: {brief(item)}.")
                 below += [*item, *item.values()]
             elif isinstance(item, (list, tuple)):
                 below += item
@@ -292,12 +292,12 @@ def check_plain(value: object, name: str, depth: int = 8, entries: int = 10_000)
                     raise InputError(f"{name} has a text of {len(item):,} characters.")
             elif isinstance(item, int):
                 if not -LARGEST_NUMBER <= item < LARGEST_NUMBER:
-                    raise InputError(f"{name} has a number that is not within ±2**63: {shorten(item)}.")
+                    raise InputError(f"{name} has a number that is not within ±2**63: {brief(item)}.")
             elif isinstance(item, float):
                 if not math.isfinite(item):
                     raise InputError(f"{name} has {item}, which is not a finite number.")
             elif item is not None:
-                raise InputError(f"{name} has a {type(item).__name__}, which no recipe can hold: {shorten(item)}.")
+                raise InputError(f"{name} has a {type(item).__name__}, which no recipe can hold: {brief(item)}.")
         count += len(below)
         if count > entries:
             raise InputError(f"{name} has more than {entries:,} entries.")

@@ -19,7 +19,7 @@ from cifarnets._device import resolve_device
 from cifarnets._files import write_atomic
 from cifarnets._runtime import machine
 from cifarnets.datasets import BatchLoader, ImageDataset, train_val_split
-from cifarnets.errors import InputError, OutputError, shorten
+from cifarnets.errors import InputError, OutputError, brief
 from cifarnets.evaluation import Evaluation, evaluate
 from cifarnets.models import annotate, create, save
 from cifarnets.models.registry import model_class
@@ -242,7 +242,7 @@ def _read_run(folder: Path, expected: Recipe | None) -> tuple[Recipe, list[Any]]
         if not isinstance(starts, list):
             raise TypeError("starts is not a list")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(f"{str(folder / RUN_FILE)!r} is damaged: {shorten(error)}.") from error
+        raise InputError(f"{str(folder / RUN_FILE)!r} is damaged: {brief(error)}.") from error
     if expected is not None and (different := recipe.differences(expected)):
         raise InputError(f"the run in {str(folder)!r} has another recipe: {'; '.join(different)}.")
     return recipe, starts

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
 from cifarnets._checked import checked
-from cifarnets.errors import CallbackError, CifarNetsError, InputError, shorten
+from cifarnets.errors import CallbackError, CifarNetsError, InputError, brief
 
 if TYPE_CHECKING:
     from cifarnets.training.trainer import Trainer
@@ -218,8 +218,9 @@ class Best:
     def check_state(self, state: dict[str, Any], user: str) -> None:
         """Refuse a best figure that is no number."""
         best = state.get("best")
-        if isinstance(best, bool) or not isinstance(best, (int, float)) or math.isnan(best):
-            raise InputError(f"the checkpoint is damaged: the best figure of {user} is {shorten(best)}.")
+        is_whole = type(best) is int and abs(best) < 2**63
+        if not is_whole and not (isinstance(best, float) and not math.isnan(best)):
+            raise InputError(f"the checkpoint is damaged: the best figure of {user} is {brief(best)}.")
 
     def improved(self, trainer: "Trainer") -> bool:
         value = self.sign * trainer.history[-1][self.monitor]
@@ -289,7 +290,7 @@ class EarlyStopping(Callback):
     def check_state(self, state: dict[str, Any], trainer: "Trainer") -> None:
         waited = state.get("waited")
         if type(waited) is not int or not 0 <= waited < 2**31:
-            raise InputError(f"the checkpoint is damaged: EarlyStopping waited {shorten(waited)} epochs.")
+            raise InputError(f"the checkpoint is damaged: EarlyStopping waited {brief(waited)} epochs.")
         self._best.check_state(state, "EarlyStopping")
 
     def state_dict(self) -> dict[str, Any]:

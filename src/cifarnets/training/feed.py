@@ -8,7 +8,7 @@ import torch
 from torch.utils.data.distributed import DistributedSampler
 
 from cifarnets._batch import Batch
-from cifarnets.errors import InputError
+from cifarnets.errors import InputError, brief
 from cifarnets.inference import Batches, as_batch, batch_context
 from cifarnets.seeding import ON_CPU, restore_rng, rng_state
 from cifarnets.training.distributed import World
@@ -179,7 +179,7 @@ class EpochFeed:
             restore_rng(own_rng)
             self.rewind(start)
         except Exception as error:  # a loader of the user has its own ways to refuse
-            raise InputError(f"the checkpoint is damaged: the loader cannot go back ({error}).") from error
+            raise InputError(f"the checkpoint is damaged: the loader cannot go back ({brief(str(error))}).") from error
         finally:
             self.rewind(here)
 

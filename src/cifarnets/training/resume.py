@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from cifarnets.errors import CifarNetsError, InputError, shorten
+from cifarnets.errors import CifarNetsError, InputError, brief
 from cifarnets.training.optimizers import optimizer_names, parameters_of
 
 LARGEST_COUNT = 2**31
@@ -41,7 +41,7 @@ def check_state(saved: Any, own: Mapping[str, Any], steps: int | None) -> None:
     _check_fit(saved["progress"], own["progress"])
     _check_tensors("model", saved["model"], own["model"])
     _check_groups(saved["optimizer"], own["optimizer"])
-    _check_schedule(saved["schedule"], own["schedule"], own["progress"]["schedule"] is not None, steps)
+    _check_schedule(saved["schedule"], own["schedule"], _steps_so_far(saved["progress"], own["progress"], steps))
     _check_alike("scaler", saved["scaler"], own["scaler"])
     _require(
         all(value > 0 for key, value in saved["scaler"].items() if key != "_growth_tracker"), "scaler is not above 0"
@@ -139,7 +139,7 @@ def differences(saved: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
         ['lr [0.1], not [0.5]']
     """
     return [
-        f"{key} {shorten(saved[key])}, not {shorten(own[key])}"
+        f"{key} {brief(saved[key])}, not {brief(own[key])}"
         for key in own
         if key in saved and not _equal(saved[key], own[key])
     ]
@@ -154,13 +154,13 @@ def _check_progress(saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:
     if progress["batches"] is not None:
         counts["batches"] = progress["batches"]
     for key, value in counts.items():
-        _require(type(value) is int and 0 <= value < LARGEST_COUNT, f"{key} is {shorten(value)}")
+        _require(type(value) is int and 0 <= value < LARGEST_COUNT, f"{key} is {brief(value)}")
     done = counts["epoch"] - counts["first"]
     _require(0 <= done <= counts["epochs"], f"epoch is {counts['epoch']} of a fit of {counts['epochs']}")
     _require(counts["batch"] <= counts.get("batches", math.inf), f"batch is {counts['batch']}")
     _require(done < counts["epochs"] or not counts["batch"], f"batch is {counts['batch']} after the last epoch")
     lr = progress["lr"]
-    _require(isinstance(lr, Tensor) or (_is_number(lr) and math.isfinite(lr)), f"lr is {shorten(lr)}")
+    _require(isinstance(lr, Tensor) or (_is_number(lr) and math.isfinite(lr)), f"lr is {brief(lr)}")
     _require(isinstance(progress.get("settings", {}), dict), "settings is not a dict")
     _require(isinstance(progress["schedule"], (str, type(None))), "schedule is not a name")
 
@@ -212,28 +212,35 @@ def _check_groups(saved: Any, own: Mapping[str, Any]) -> None:
             place, value = f"{key} of parameter group {number}", group[key]
             if isinstance(mine[key], (float, Tensor)) or (key == "lr" and _is_number(mine[key])):
                 _check_alike(place, value, mine[key])  # a schedule or a callback may have changed it
-                _require(isinstance(value, Tensor) or math.isfinite(value), f"{place} is {shorten(value)}")
+                _require(isinstance(value, Tensor) or math.isfinite(value), f"{place} is {brief(value)}")
             elif isinstance(mine[key], tuple):
                 _check_alike(place, value, mine[key])
-                _require(key != "betas" or all(0 <= beta < 1 for beta in value), f"{place} is {shorten(value)}")
+                _require(key != "betas" or all(0 <= beta < 1 for beta in value), f"{place} is {brief(value)}")
             else:
-                _require(_same(value, mine[key]), f"{place} is {shorten(value)}, not {mine[key]!r}")
+                _require(_same(value, mine[key]), f"{place} is {brief(value)}, not {mine[key]!r}")
 
 
-def _check_schedule(saved: Any, own: Mapping[str, Any], named: bool, steps: int | None) -> None:
+def _steps_so_far(saved: Mapping[str, Any], own: Mapping[str, Any], steps: int | None) -> int | None:
+    """Optimizer steps that a named schedule has seen at most; None for another, or where nobody knows."""
+    if own["schedule"] is None or steps is None:
+        return None
+    epochs: int = saved["epoch"] - saved["first"]
+    return epochs * (steps // int(own["epochs"])) + int(saved["batch"]) // int(own["settings"]["accumulate"])
+
+
+def _check_schedule(saved: Any, own: Mapping[str, Any], steps: int | None) -> None:
     _require(isinstance(saved, Mapping), "schedule is not a dict")
     if saved.keys() != own.keys():
         raise InputError("the checkpoint is of a fit with another schedule.")
     for key, value in own.items():
         place = f"{key} of the schedule"
-        if named and key not in _LAST_STEP:
-            _require(_same(saved[key], value), f"{place} is {shorten(saved[key])}, not {shorten(value)}")
+        if steps is not None and key not in _LAST_STEP:
+            _require(_same(saved[key], value), f"{place} is {brief(saved[key])}, not {brief(value)}")
         else:
             _check_alike(place, saved[key], value)
     if "last_epoch" in own:
         last = saved["last_epoch"]
-        limit = steps if named and steps is not None else LARGEST_COUNT
-        _require(0 <= last <= limit, f"last_epoch of the schedule is {last}")
+        _require(0 <= last <= (LARGEST_COUNT if steps is None else steps), f"last_epoch of the schedule is {last}")
 
 
 def _check_history(saved: Any) -> None:
@@ -270,7 +277,7 @@ def _check_metrics(saved: Any, batches: int) -> None:
     correct, seconds = saved.get("correct"), saved.get("seconds")
     whole = isinstance(correct, Tensor) and (correct.ndim, correct.dtype) == (0, torch.int64)
     _require(whole and 0 <= int(correct) <= max(images, sum(sizes)), "correct of tally is not a count")
-    _require(_is_number(seconds) and 0 <= seconds < math.inf, f"seconds of tally is {shorten(seconds)}")
+    _require(_is_number(seconds) and 0 <= seconds < math.inf, f"seconds of tally is {brief(seconds)}")
 
 
 def check_rng(saved: Any) -> None:
@@ -290,6 +297,7 @@ def check_rng(saved: Any) -> None:
         and bool(((keys >= 0) & (keys < 2**32)).all())
         and type(place) is int
         and 0 <= place <= 624
+        and type(has_gauss) is int
         and has_gauss in (0, 1)
         and _is_number(gauss),
         "numpy of rng is no state of MT19937",
@@ -324,11 +332,11 @@ def _check_alike(place: str, saved: Any, own: Any) -> None:
     if isinstance(own, Tensor):
         _require(_is_tensor(saved, own), f"{place} is not a tensor {list(own.shape)} of that type")
     elif isinstance(own, bool) or own is None or isinstance(own, str):
-        _require(type(saved) is type(own), f"{place} is {shorten(saved)}")
+        _require(type(saved) is type(own), f"{place} is {brief(saved)}")
     elif isinstance(own, int):
-        _require(type(saved) is int and abs(saved) < LARGEST_COUNT**2, f"{place} is {shorten(saved)}")
+        _require(type(saved) is int and abs(saved) < LARGEST_COUNT**2, f"{place} is {brief(saved)}")
     elif isinstance(own, float):
-        _require(_is_number(saved), f"{place} is {shorten(saved)}")
+        _require(_is_number(saved), f"{place} is {brief(saved)}")
     elif isinstance(own, Mapping):
         _require(isinstance(saved, Mapping) and saved.keys() == own.keys(), f"{place} has other keys")
         for key, value in own.items():
@@ -370,7 +378,9 @@ def _is_list(value: object) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return abs(value) < LARGEST_COUNT**2  # what is larger has no float
+    return isinstance(value, float)
 
 
 def _require(is_right: bool, fault: str) -> None:

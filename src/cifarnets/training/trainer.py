@@ -19,7 +19,7 @@ from cifarnets._batch import Batch
 from cifarnets._checked import checked
 from cifarnets._device import resolve_device
 from cifarnets._runtime import kept_memory
-from cifarnets.errors import CifarNetsError, DivergedError, InputError, shorten
+from cifarnets.errors import CifarNetsError, DivergedError, InputError, brief
 from cifarnets.evaluation import Evaluation
 from cifarnets.inference import (
     Batches,
@@ -194,7 +194,7 @@ class Trainer:
             InputError: The number of epochs, the schedule, or the classes and constants of a loader do not fit.
         """
         if isinstance(epochs, bool) or not isinstance(epochs, int) or not 1 <= epochs < 2**31:
-            raise InputError(f"epochs must be a whole number of at least 1, not {shorten(epochs)}.")
+            raise InputError(f"epochs must be a whole number of at least 1, not {brief(epochs)}.")
         _check_optimizer(self.optimizer, self.model)
         with self._unchanged_on_error():
             annotate_from(self.model, getattr(loader, "dataset", None))
@@ -634,19 +634,19 @@ def _check_arguments(
 ) -> None:
     """Refuse arguments of the Trainer that no fit could use."""
     if isinstance(accumulate, bool) or not isinstance(accumulate, int) or not 1 <= accumulate < 2**31:
-        raise InputError(f"accumulate must be at least 1 batch, not {shorten(accumulate)}.")
+        raise InputError(f"accumulate must be at least 1 batch, not {brief(accumulate)}.")
     if not _is_number(label_smoothing) or not 0 <= label_smoothing <= 1:
-        raise InputError(f"label_smoothing must be between 0 and 1, not {shorten(label_smoothing)}.")
+        raise InputError(f"label_smoothing must be between 0 and 1, not {brief(label_smoothing)}.")
     if clip_norm is not None and (not _is_number(clip_norm) or not clip_norm > 0):
-        raise InputError(f"clip_norm must be above 0, or None for no limit, not {shorten(clip_norm)}.")
+        raise InputError(f"clip_norm must be above 0, or None for no limit, not {brief(clip_norm)}.")
     if isinstance(loss, type):
         raise InputError(f"the loss must be a function or an instance: write loss={loss.__name__}(), with brackets.")
     if loss is not None and not callable(loss):
-        raise InputError(f"the loss must be a function of logits and labels, not {shorten(loss)}.")
+        raise InputError(f"the loss must be a function of logits and labels, not {brief(loss)}.")
     if loss is not None and label_smoothing:
         raise InputError("label_smoothing belongs to the default cross-entropy; build it into your own loss.")
     if wrong := [callback for callback in callbacks if not isinstance(callback, Callback)]:
-        raise InputError(f"callbacks must be instances of Callback, not {shorten(wrong[0])}.")
+        raise InputError(f"callbacks must be instances of Callback, not {brief(wrong[0])}.")
 
 
 def _is_number(value: Any) -> bool:
@@ -663,7 +663,7 @@ def _try_optimizer(optimizer: torch.optim.Optimizer, options: Mapping[str, Any] 
     try:
         take_zero_step(trial)
     except Exception as error:  # each class fails in its own way
-        raise InputError(f"{type(optimizer).__name__} refuses {shorten(dict(options or {}))}: {error}") from error
+        raise InputError(f"{type(optimizer).__name__} refuses {brief(dict(options or {}))}: {error}") from error
 
 
 def _match_callbacks(
