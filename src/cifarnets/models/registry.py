@@ -143,7 +143,8 @@ def unknown_model(name: str) -> UnknownNameError:
     if not family:
         return unknown_name("model", name, _MODELS)
     return UnknownNameError(
-        f"unknown model {brief(name)}. Of this family there are {', '.join(family)}. Available: {', '.join(registered())}."
+        f"unknown model {brief(name)}. Of this family there are {', '.join(family)}. "
+        f"Available: {', '.join(registered())}."
     )
 
 
