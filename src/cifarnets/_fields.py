@@ -111,7 +111,8 @@ def name_of(hint: Any) -> str:
     if kind in (Union, types.UnionType):
         return " or ".join(name_of(part) for part in parts)
     if kind in (list, tuple, Sequence):
-        return f"a list of {name_of(parts[0])}" if parts else "a list"
+        many = {int: "whole numbers", float: "numbers"}
+        return f"a list of {many.get(parts[0], name_of(parts[0]))}" if parts else "a list"
     words: dict[Any, str] = {
         int: "a whole number",
         float: "a number",

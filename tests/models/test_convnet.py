@@ -242,7 +242,7 @@ def test_both_nets_exchange_weights_and_agree_bit_for_bit(config: dict[str, Any]
         ({"kernel_size": 4}, r"kernel_size must be odd .* not 4\."),
         ({"kernel_size": 0}, r"not 0\."),
         ({"kernel_size": -1}, r"not -1\."),
-        ({"pool": "min"}, r"pool must be 'max' or 'avg', not 'min'\."),
+        ({"pool": "min"}, r"pool of ConvNet\w* must be one of 'max', 'avg', not 'min'\."),
         ({"widths": (16,)}, r"widths must be two numbers, one a convolution, not \(16,\)\."),
         ({"widths": (16, 8, 4)}, r"not \(16, 8, 4\)\."),
     ],

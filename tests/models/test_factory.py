@@ -46,6 +46,11 @@ EVERY_MODEL: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
+def old_header(model: Any) -> dict[str, Any]:
+    """The header of a file from before there were digests; a file with any other entry must have one."""
+    return {key: value for key, value in vars(model.meta).items() if key != "size"}
+
+
 @pytest.fixture
 def own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a test registers is gone after it."""
@@ -94,18 +99,17 @@ class TestCreate:
         ("config", "reason"),
         [
             ({"depth": 3}, "unexpected keyword argument 'depth'"),
-            ({"widths": 16}, "cannot be built from {'widths': 16}"),
-            ({"hidden": "many"}, "cannot be built from {'hidden': 'many'}"),
+            ({"widths": 16}, "widths of ConvNet must be a list of whole numbers, not 16."),
+            ({"hidden": "many"}, "hidden of ConvNet must be a whole number, not 'many'."),
             ({"hidden": -1}, "negative dimension"),
-            ({"hidden": 2**70}, "cannot be built"),
-            ({"widths": {"first": 1, "second": 2}}, "cannot be built"),
+            ({"hidden": 2**70}, "ConvNet cannot be built from {'hidden': "),
+            ({"widths": {"first": 1}}, "widths of ConvNet must be a list of whole numbers, not {'first': 1}."),
         ],
     )
     def test_arguments_that_a_model_cannot_use_are_repeated(self, config: dict[str, Any], reason: str) -> None:
         with pytest.raises(InputError) as caught:
             models.create("convnet", **config)
         assert reason in str(caught.value)
-        assert str(caught.value).startswith("'convnet' cannot be built from {")
 
 
 class TestRoundTrip:
@@ -384,7 +388,7 @@ class TestLoadRefuses:
     def test_tensors_of_whole_numbers(self, path: Path) -> None:
         model = small()
         state = model.state_dict() | {"fc1.weight": model.fc1.weight.detach().to(torch.int8)}
-        texts = {key: json.dumps(value) for key, value in vars(model.meta).items()}
+        texts = {key: json.dumps(value) for key, value in old_header(model).items()}
         path.write_bytes(to_safetensors(state, {"cifarnets": "9.9.9", **texts}))
         with pytest.raises(WeightsError, match=r"fc1\.weight is torch\.int8 instead of torch\.float32"):
             load(path)
@@ -435,7 +439,7 @@ class TestHeaders:
         model = small()
 
         def write(*, without: str | None = None, raw: dict[str, str] | None = None, **entries: Any) -> Path:
-            header = {**vars(model.meta), **entries}
+            header = {**old_header(model), **entries}
             header.pop(without or "", None)
             texts = {key: json.dumps(value) for key, value in header.items()} | (raw or {})
             path.write_bytes(to_safetensors(model.state_dict(), {"cifarnets": "9.9.9", **texts}))
@@ -472,7 +476,7 @@ class TestHeaders:
         state = small().state_dict()
         state["extra"] = torch.zeros(2)
         del state["fc1.bias"]
-        texts = {key: json.dumps(value) for key, value in vars(small().meta).items()}
+        texts = {key: json.dumps(value) for key, value in old_header(small()).items()}
         path.write_bytes(to_safetensors(state, {"cifarnets": "0.1.0", **texts}))
         with pytest.raises(WeightsError, match=r"model: extra is not part of the model; fc1.bias is missing\."):
             load(path)
@@ -687,7 +691,7 @@ def test_half_files_are_half_as_large_and_load_as_float32(tmp_path: Path) -> Non
 @pytest.mark.parametrize("number", [-1, 2.0, True, "3"])
 def test_a_number_of_classes_is_a_whole_number(number: Any) -> None:
     for pretrained in (False, True):
-        with pytest.raises(InputError, match="num_classes must be a whole number of at least 0"):
+        with pytest.raises(InputError, match="num_classes .*must be a whole number"):
             models.create(NAME, pretrained=pretrained, num_classes=number)
 
 
@@ -708,7 +712,7 @@ def test_a_header_of_more_layers_than_tensors_is_refused_at_once(tmp_path: Path)
 )
 def test_constants_that_cannot_be_are_refused(key: str, value: list[float], tmp_path: Path) -> None:
     model = models.create("fcnet", widths=(1,))
-    entries = {**vars(model.meta), key: value}
+    entries = {**old_header(model), key: value}
     path = tmp_path / "odd.safetensors"
     path.write_bytes(
         to_safetensors(model.state_dict(), {"cifarnets": "1", **{k: json.dumps(v) for k, v in entries.items()}})
