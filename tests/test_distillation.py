@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def teacher(synthetic3: ImageDataset) -> models.ConvNet:
-    model = models.create("convnet", num_classes=3)
+    model = models.ConvNet(num_classes=3)
     Trainer(model, optimizer="adamw", lr=3e-3, progress=False).fit(BatchLoader(synthetic3, 32, True, seed=0), epochs=5)
     return model.eval()
 
@@ -46,7 +47,7 @@ def test_the_loader_serves_them_in_the_order_of_the_images(teacher: models.ConvN
 
 def test_mixup_mixes_them_like_labels(synthetic3: ImageDataset) -> None:
     hard = F.one_hot(synthetic3.labels, 3).float()
-    options = {"shuffle": True, "seed": 1, "augment": Augment(mixup=0.5)}
+    options: dict[str, Any] = {"shuffle": True, "seed": 1, "augment": Augment(mixup=0.5)}
     a = torch.cat([labels for _, labels in BatchLoader(synthetic3, 32, **options)])
     b = torch.cat([labels for _, labels in BatchLoader(synthetic3, 32, labels=hard, **options)])
     assert torch.equal(a, b)
@@ -92,10 +93,10 @@ def test_a_teacher_that_does_not_say_sees_what_the_dataset_serves(synthetic3: Im
     assert torch.equal(torch.cat(seen), synthetic3.images / 255)
 
 
-def test_a_teacher_that_answers_nan_and_what_is_no_teacher(teacher: models.ConvNet, synthetic3: ImageDataset) -> None:
+def test_a_teacher_that_gives_nan_and_what_is_no_teacher(teacher: Any, synthetic3: ImageDataset) -> None:
     with pytest.raises(InputError, match="a teacher is a model, a name or a path, not 5"):
         soft_labels(synthetic3, 5)  # type: ignore[arg-type]
-    teacher.fc2.bias.data[0] = float("nan")
+    torch.nn.init.constant_(teacher.fc2.bias, float("nan"))
     with pytest.raises(InputError, match="gives NaN or infinity"):
         soft_labels(synthetic3, teacher)
 

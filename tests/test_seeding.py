@@ -136,7 +136,7 @@ def test_numpys_whole_numbers_are_seeds_too(kind: Callable[[int], int]) -> None:
     seed_everything(kind(3))
     assert draw() == expected
     assert numbers(kind(3), kind(4)) == numbers(3, 4)
-    assert numbers(np.int64(-1)) == numbers(-1)  # type: ignore[arg-type]
+    assert numbers(np.int64(-1)) == numbers(-1)
 
 
 @pytest.mark.parametrize("seed", [1.0, "1", None, [1]])

@@ -6,6 +6,7 @@ import re
 import statistics
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -104,7 +105,8 @@ def test_calibration_and_augmented_accuracy_are_measured_again(name: str, real_r
     loader = BatchLoader(load_recipe(name).dataset(False, real_root), 1000, device="cpu", channels_last=True)
     assert evaluate(model, loader, device="cpu").ece == pytest.approx(facts.file_ece, abs=1e-3)
     if facts.tta:
-        augmented = evaluate(model, loader, device="cpu", tta=facts.tta).accuracy
+        tta: Any = facts.tta
+        augmented = evaluate(model, loader, device="cpu", tta=tta).accuracy
         assert augmented == pytest.approx(facts.file_tta_accuracy, abs=5e-4)
 
 

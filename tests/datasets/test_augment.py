@@ -228,6 +228,6 @@ def test_passes_at_once_do_not_disturb_each_other() -> None:
 
 
 def test_numpys_numbers_become_pythons() -> None:
-    augment = Augment(translate=np.int64(2), cutout=np.uint8(4), mixup=np.float32(0.5))  # type: ignore[arg-type]
+    augment = Augment(translate=np.int64(2), cutout=np.uint8(4), mixup=np.float32(0.5))
     assert augment == Augment(translate=2, cutout=4, mixup=0.5)
     assert json.loads(json.dumps(asdict(augment)))["cutout"] == 4

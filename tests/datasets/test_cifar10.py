@@ -129,7 +129,7 @@ def test_download_is_called_only_for_what_is_missing(tiny_root: Path, monkeypatc
 
 def test_a_transform_cannot_get_lost(tiny_root: Path) -> None:
     with pytest.raises(TypeError, match="positional"):
-        CIFAR10Normalized(tiny_root, True, abs)  # type: ignore[misc]
+        CIFAR10Normalized(tiny_root, True, abs)
     for name in ("train", "download"):
         with pytest.raises(InputError, match=f"{name} must be True or False, not <built-in function abs>"):
             CIFAR10Normalized(tiny_root, **{name: abs})  # type: ignore[arg-type]

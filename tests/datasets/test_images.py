@@ -143,7 +143,7 @@ def test_many_items_at_once_are_the_single_ones(view: Any) -> None:
 def test_items_can_be_changed_without_harm() -> None:
     before = small().images.clone()
     for view in ("normalized", "unit"):
-        dataset = small(view=view)  # type: ignore[arg-type]
+        dataset = small(view=view)
         for picture, _ in dataset:
             picture.zero_()
         assert torch.equal(dataset.images, before)

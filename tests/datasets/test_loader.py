@@ -274,7 +274,7 @@ def test_default_dtype_and_device_have_no_say() -> None:
 
 
 def test_numpys_numbers_will_do() -> None:
-    ours = BatchLoader(numbered(20), np.int64(6), True, seed=np.uint8(3), device="cpu")  # type: ignore[arg-type]
+    ours = BatchLoader(numbered(20), np.int64(6), True, seed=np.uint8(3), device="cpu")
     assert passed(ours) == passed(BatchLoader(numbered(20), 6, True, seed=3, device="cpu"))
     assert (type(ours.batch_size), type(ours.seed)) == (int, int)
 

@@ -219,7 +219,7 @@ def test_neither_a_number_of_images_nor_a_fraction(val: Any) -> None:
 def test_defaults_and_numpys_numbers_have_no_say() -> None:
     whole = numbered([0, 1, 2, 3, 4] * 40)
     expected = numbers(train_val_split(whole, 50, 1)[1])
-    assert numbers(train_val_split(whole, np.int32(50), np.int64(1))[1]) == expected  # type: ignore[arg-type]
+    assert numbers(train_val_split(whole, np.int32(50), np.int64(1))[1]) == expected
     with torch.device("meta"):
         assert numbers(train_val_split(whole, 50, 1)[1]) == expected
         part = cifar_subset(whole, ["ship", "cat"])

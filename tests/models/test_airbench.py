@@ -97,7 +97,7 @@ def test_trains_saves_and_loads(tmp_path: object) -> None:
     model = create("airbench94", num_classes=3, widths=(8, 16, 16))
     images = torch.rand(6, 3, 32, 32)
     loss = F.cross_entropy(model(images), torch.arange(6) % 3)
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     learning = {name for name, p in model.named_parameters() if p.grad is not None}
     assert "whiten.weight" not in learning
     assert "block1.norm1.weight" not in learning

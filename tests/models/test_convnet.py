@@ -84,7 +84,7 @@ def test_step_11_the_edge_kernel_finds_vertical_edges(image_79: Tensor) -> None:
     conv = nn.Conv2d(3, 1, kernel_size=3, padding=1)
     with torch.no_grad():
         conv.weight[:] = torch.tensor([-1.0, 0.0, 1.0])  # each row, for each of the three channels
-        conv.bias.zero_()  # type: ignore[union-attr]
+        conv.bias.zero_()
         found = conv(image_79)
     assert found.shape == (1, 1, 32, 32)
 

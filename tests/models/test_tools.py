@@ -87,7 +87,7 @@ def test_compiled_gradients_of_each_image(net: str, images: Tensor) -> None:
     found = torch.compile(each, backend="aot_eager")(parameters, images, labels)
     for k in range(2):
         model.zero_grad()
-        F.cross_entropy(model(images[k : k + 1]), labels[k : k + 1]).backward()  # type: ignore[no-untyped-call]
+        F.cross_entropy(model(images[k : k + 1]), labels[k : k + 1]).backward()
         for name, parameter in model.named_parameters():
             torch.testing.assert_close(found[name][k], parameter.grad)
 
@@ -97,7 +97,7 @@ def test_released_nets_are_pruned_as_fresh_ones(name: str) -> None:
     model = load(name)
     assert all(parameter.is_contiguous() for parameter in model.parameters())
     layer = next(module for module in model.modules() if isinstance(module, (nn.Conv2d, nn.Linear)))
-    prune.l1_unstructured(layer, "weight", 0.5)  # type: ignore[no-untyped-call]
+    prune.l1_unstructured(layer, "weight", 0.5)
     assert (layer.weight == 0).float().mean() == pytest.approx(0.5, abs=0.01)
 
 
@@ -114,7 +114,7 @@ class Plain(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.act1(self.pool1(self.conv1(x)))
         x = self.act2(self.pool2(self.conv2(x)))
-        return self.fc2(self.act3(self.fc1(x.flatten(1))))  # type: ignore[no-any-return]
+        return self.fc2(self.act3(self.fc1(x.flatten(1))))
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:captum")

@@ -50,7 +50,8 @@ def test_a_callback_may_stop_at_every_hook(
 
 def test_hooks_are_called_in_order(net: MakeNet, loader: BatchLoader, tmp_path: Path) -> None:
     calls: list[tuple[str, str]] = []
-    first, second = (OnEveryHook(lambda hook, _, name=name: calls.append((name, hook))) for name in ("first", "second"))
+    first = OnEveryHook(lambda hook, _: calls.append(("first", hook)))
+    second = OnEveryHook(lambda hook, _: calls.append(("second", hook)))
 
     class Last(Checkpoint):
         def on_batch_end(self, trainer: Trainer) -> None:
@@ -118,5 +119,5 @@ def test_a_hook_of_the_epoch_start_sees_the_model_in_training_mode(net: MakeNet,
 
 @pytest.mark.parametrize("wrong", [Checkpoint, "EMA", None, lambda trainer: None])
 def test_what_is_no_callback_is_refused(net: MakeNet, wrong: object) -> None:
-    with pytest.raises(InputError, match="callbacks must be instances of Callback, not"):
+    with pytest.raises(InputError, match="callbacks of Trainer must be a list of Callback, not"):
         Trainer(net(), callbacks=[wrong], device="cpu")  # type: ignore[list-item]

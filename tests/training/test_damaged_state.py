@@ -97,7 +97,7 @@ def replaced(value: Any, path: Path_, change: Callable[[Any], Any]) -> Any:
 
 def deep() -> Any:
     value: Any = []
-    for _ in range(200):
+    for _ in range(30):
         value = [value]
     return value
 

@@ -302,7 +302,7 @@ class TestShards:
     """Which images are whose."""
 
     def test_the_shards_of_any_loader_are_disjoint_and_complete(self, synthetic3: ImageDataset) -> None:
-        loaders = [
+        loaders: list[Any] = [
             BatchLoader(synthetic3, 47, shuffle=True, device="cpu", seed=1),
             list(BatchLoader(synthetic3, 47, device="cpu")),
         ]

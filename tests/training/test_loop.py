@@ -29,6 +29,7 @@ from torch.utils.data.distributed import DistributedSampler
 import cifarnets
 from cifarnets import Trainer, evaluate
 from cifarnets.datasets import BatchLoader, CIFAR10Normalized, ImageDataset, SyntheticCIFAR10, cifar_subset
+from cifarnets.datasets.files import data_root, is_complete
 from cifarnets.errors import CallbackError, InputError
 from cifarnets.training import EMA, ArticleLog, Callback, Checkpoint
 
@@ -36,10 +37,8 @@ from cifarnets.training import EMA, ArticleLog, Callback, Checkpoint
 @pytest.fixture(scope="module")
 def real3() -> ImageDataset:
     """200 real images of the article's three classes."""
-    from cifarnets.datasets import cifar10
-
     beside = Path(__file__).resolve().parents[3] / "shared" / "data"
-    root = next(root for root in (cifar10.data_root(), beside) if cifar10.is_complete(root))
+    root = next(root for root in (data_root(), beside) if is_complete(root))
     return cifar_subset(CIFAR10Normalized(root, train=False), ["airplane", "automobile", "ship"]).select(range(200))
 
 
@@ -143,7 +142,7 @@ def test_every_option_at_once_is_the_plain_loop_with_it(train: ImageDataset, net
 
 def test_weight_decay_can_spare_biases(net: MakeNet, loader: BatchLoader) -> None:
     plain, model = net(), net()
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": [p for p in plain.parameters() if p.ndim > 1], "weight_decay": 0.5},
         {"params": [p for p in plain.parameters() if p.ndim == 1]},
     ]
@@ -257,13 +256,13 @@ def test_predict_sees_pictures_of_the_size_that_was_trained_on() -> None:
     found = [
         prediction[0][0] == data.classes[label]
         for prediction, label in zip(cifarnets.predict(model, images), labels, strict=True)
-    ]  # type: ignore[index]
+    ]
     accuracy = evaluate(model, BatchLoader(data, 40, device="cpu"), device="cpu").accuracy
     assert accuracy == sum(found) / 120 == 1.0
 
 
 def test_validation_leaves_training_mode_and_does_not_train(net: MakeNet, loader: BatchLoader) -> None:
-    def fit(*val: Any) -> nn.Module:
+    def fit(val: Any = None) -> nn.Module:
         loader.epoch = 0
         torch.manual_seed(0)
         model = BatchNormNet(dropout=0)
@@ -271,7 +270,7 @@ def test_validation_leaves_training_mode_and_does_not_train(net: MakeNet, loader
         note = OnEveryHook(
             lambda hook, trainer: seen.append(trainer.model.training) if hook == "on_batch_end" else None
         )
-        Trainer(model, callbacks=[note], device="cpu").fit(loader, *val, epochs=2)
+        Trainer(model, callbacks=[note], device="cpu").fit(loader, val, epochs=2)
         assert seen == [True] * 6
         return model
 
@@ -390,7 +389,7 @@ def test_double_precision_images_are_trained_on(net: MakeNet) -> None:
 
 def test_a_distributed_sampler_has_a_new_order_each_epoch(net: MakeNet, train: ImageDataset) -> None:
     seen: list[int] = []
-    sampler = DistributedSampler(train, num_replicas=1, rank=0, shuffle=True)
+    sampler: DistributedSampler[Any] = DistributedSampler(train, num_replicas=1, rank=0, shuffle=True)
     orders = OnEveryHook(lambda hook, _: seen.append(tuple(sampler)) if hook == "on_epoch_start" else None)  # type: ignore[arg-type]
     Trainer(net(), callbacks=[orders], device="cpu").fit(DataLoader(train, 8, sampler=sampler), epochs=2)
     assert seen[0] != seen[1]
@@ -468,7 +467,7 @@ def test_a_callback_can_keep_a_frozen_part_in_eval_mode(loader: BatchLoader) -> 
 
     class Freeze(Callback):
         def on_epoch_start(self, trainer: Trainer) -> None:
-            trainer.model[1].eval()  # type: ignore[index]
+            trainer.model[1].eval()
 
     def moved(*callbacks: Callback) -> bool:
         model = BatchNormNet()
@@ -488,7 +487,7 @@ def test_reduce_on_plateau_is_fed_the_validation_figure_each_epoch(
     fed: list[float] = []
 
     class Noting(ReduceLROnPlateau):
-        def step(self, metrics: Any, epoch: Any = None) -> None:
+        def step(self, metrics: Any, epoch: Any = None) -> None:  # type: ignore[override]
             fed.append(float(metrics))
             super().step(metrics)
 

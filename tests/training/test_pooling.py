@@ -34,7 +34,7 @@ def test_written_out_it_is_torchs(n: int, c: int, h: int, w: int, last: bool, dt
     for pool in (max_pool2d, lambda x: F.max_pool2d(x, 2)):
         leaf = images.clone().requires_grad_()
         pooled = pool(leaf)
-        (pooled * weights).sum().backward()  # type: ignore[no-untyped-call]
+        (pooled * weights).sum().backward()
         assert leaf.grad is not None
         results.append((pooled.detach(), leaf.grad))
     assert torch.equal(results[0][0], results[1][0])
@@ -118,7 +118,7 @@ def test_the_poolings_of_a_model_are_written_out(
 
     def traced(graph: torch.fx.GraphModule, inputs: list[Tensor], options: dict[str, Any]) -> Callable[..., Any]:
         calls.append(options)
-        return aot_eager(graph, inputs)  # type: ignore[no-any-return]
+        return aot_eager(graph, inputs)
 
     aot_eager: Any = torch._dynamo.lookup_backend("aot_eager")
     monkeypatch.setattr(pooling, "inductor", traced)

@@ -101,11 +101,11 @@ def test_bf16_computes_in_bf16_and_keeps_weights_in_float32(net: Net, train: Ima
 
 def test_fused_optimizers_leave_overflows_to_the_scaler(net: Net) -> None:
     optimizer = torch.optim.SGD(net().parameters(), lr=0.1, momentum=0.9, fused=True)
-    assert optimizer._step_supports_amp_scaling  # type: ignore[attr-defined]
+    assert optimizer._step_supports_amp_scaling
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that there is no CUDA here
         grad_scaler(torch.float16, optimizer)
-    assert not optimizer._step_supports_amp_scaling  # type: ignore[attr-defined]
+    assert not optimizer._step_supports_amp_scaling
     assert not grad_scaler(torch.bfloat16, optimizer).is_enabled()
 
 

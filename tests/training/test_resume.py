@@ -313,10 +313,10 @@ def test_resume_refuses_what_is_no_checkpoint(net: MakeNet, loader: BatchLoader,
     (tmp_path / "notes.txt").write_text("mine")
     cifarnets.save(net(), tmp_path / "model.safetensors")
     for path, error, message in (
-        (True, InputError, "resume must be the folder of a Checkpoint, or its file, not True"),
+        (True, InputError, "resume of Trainer.fit must be .*, not True"),
         (5, InputError, "not 5"),
         (tmp_path / "none.safetensors", InputError, "there is no checkpoint '.*none.safetensors' to resume from"),
-        ("a\0b", InputError, "resume cannot be 'a.*b'"),
+        ("a\0b", InputError, "contains the character NUL"),
         (tmp_path / "model.safetensors", WeightsError, "holds a model, not the state of a fit"),
         (tmp_path / "notes.txt", WeightsError, "notes.txt"),
     ):

@@ -119,9 +119,9 @@ def test_triangular_at_its_corners() -> None:
 
 
 def test_triangular_lets_a_group_end_sooner() -> None:
-    optimizer = SGD(
-        [{"params": [nn.Parameter(torch.zeros(1))], "until": 0.5}, {"params": [nn.Parameter(torch.zeros(1))]}], lr=1.0
-    )
+    first, second = (nn.Parameter(torch.zeros(1)) for _ in range(2))
+    groups: list[dict[str, Any]] = [{"params": [first], "until": 0.5}, {"params": [second]}]
+    optimizer = SGD(groups, lr=1.0)
     schedule = make_schedule(optimizer, "triangular", 10, {"peak": 0.2, "start": 0.2})
     found = []
     for _ in range(10):

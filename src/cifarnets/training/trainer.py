@@ -130,7 +130,7 @@ class Trainer:
         seed: int | None = None,
         progress: bool = True,
     ) -> None:
-        _check_arguments(accumulate, clip_norm, label_smoothing, loss, callbacks)
+        _check_ranges(accumulate, clip_norm, label_smoothing, loss)
         self.device = resolve_device(device)
         self._on_cuda = self.device.type == "cuda"  # only CUDA copies in the background: MPS would read freed memory
         self.world = distributed.join(self.device)
@@ -193,8 +193,8 @@ class Trainer:
         Raises:
             InputError: The number of epochs, the schedule, or the classes and constants of a loader do not fit.
         """
-        if isinstance(epochs, bool) or not isinstance(epochs, int) or not 1 <= epochs < 2**31:
-            raise InputError(f"epochs must be a whole number of at least 1, not {brief(epochs)}.")
+        if not 1 <= epochs < 2**31:
+            raise InputError(f"epochs must be at least 1, and below 2**31, not {brief(epochs)}.")
         _check_optimizer(self.optimizer, self.model)
         with self._unchanged_on_error():
             annotate_from(self.model, getattr(loader, "dataset", None))
@@ -629,28 +629,18 @@ def _name_of(value: Any) -> str:
     return str(getattr(value, "__qualname__", type(value).__qualname__))
 
 
-def _check_arguments(
-    accumulate: Any, clip_norm: Any, label_smoothing: Any, loss: Any, callbacks: Sequence[Callback]
-) -> None:
-    """Refuse arguments of the Trainer that no fit could use."""
-    if isinstance(accumulate, bool) or not isinstance(accumulate, int) or not 1 <= accumulate < 2**31:
+def _check_ranges(accumulate: int, clip_norm: float | None, label_smoothing: float, loss: Any) -> None:
+    """Refuse arguments of the Trainer whose types are right and which no fit could use."""
+    if not 1 <= accumulate < 2**31:
         raise InputError(f"accumulate must be at least 1 batch, not {brief(accumulate)}.")
-    if not _is_number(label_smoothing) or not 0 <= label_smoothing <= 1:
-        raise InputError(f"label_smoothing must be between 0 and 1, not {brief(label_smoothing)}.")
-    if clip_norm is not None and (not _is_number(clip_norm) or not clip_norm > 0):
-        raise InputError(f"clip_norm must be above 0, or None for no limit, not {brief(clip_norm)}.")
+    if not 0 <= label_smoothing <= 1:
+        raise InputError(f"label_smoothing must be between 0 and 1, not {label_smoothing}.")
+    if clip_norm is not None and not clip_norm > 0:
+        raise InputError(f"clip_norm must be above 0, or None for no limit, not {clip_norm}.")
     if isinstance(loss, type):
         raise InputError(f"the loss must be a function or an instance: write loss={loss.__name__}(), with brackets.")
-    if loss is not None and not callable(loss):
-        raise InputError(f"the loss must be a function of logits and labels, not {brief(loss)}.")
     if loss is not None and label_smoothing:
         raise InputError("label_smoothing belongs to the default cross-entropy; build it into your own loss.")
-    if wrong := [callback for callback in callbacks if not isinstance(callback, Callback)]:
-        raise InputError(f"callbacks must be instances of Callback, not {brief(wrong[0])}.")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _try_optimizer(optimizer: torch.optim.Optimizer, options: Mapping[str, Any] | None) -> None:
