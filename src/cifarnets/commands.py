@@ -76,7 +76,7 @@ def list_models(options: argparse.Namespace) -> None:
     )
     found = [cifarnets.info(name) for name in names]
     if options.json:
-        _print_json([{**asdict(model), "macs": model.macs} for model in found])
+        _print_json([model.to_dict() for model in found])
         return
     if not found:
         everything = "cifarnets list --pretrained" if options.pretrained else "cifarnets list"
@@ -108,7 +108,7 @@ def info(options: argparse.Namespace) -> None:
     """Print what is known of a model and of released weights."""
     model = cifarnets.info(options.name)
     if options.json:
-        _print_json({**asdict(model), "macs": model.macs})
+        _print_json(model.to_dict())
         return
     _print(f"{model.name}: {model.description}\n")
     _print("arguments of create():")

@@ -17,6 +17,7 @@ from cifarnets.datasets.images import normalize
 from cifarnets.datasets.pictures import FORMATS, SIZE, Picture, to_picture, to_pictures
 from cifarnets.errors import InputError, unknown_name
 from cifarnets.inference import TTA, check_model, check_probabilities, eval_mode, forward_logits, name_outputs
+from cifarnets.models.classifier import head
 from cifarnets.models.metadata import get_meta, unwrap
 
 Prediction: TypeAlias = list[tuple[str, float]]
@@ -175,7 +176,7 @@ def features(
         if name is not None and (not isinstance(name, str) or name not in layers):
             raise unknown_name("layer", name, layers)
     inputs, single = Preprocessing.of(model, mean, std).prepare(images)
-    watched = {name: _head(model) if name is None else layers[name] for name in names}
+    watched = {name: head(model) if name is None else layers[name] for name in names}
     target = resolve_device(device)
     parts: dict[str | None, list[Tensor]] = {name: [] for name in names}
     probes = {name: _Probe(module, before=name is None) for name, module in watched.items()}
@@ -213,17 +214,6 @@ class _Probe:
 
     def close(self) -> None:
         self._handle.remove()
-
-
-def _head(model: nn.Module) -> nn.Module:
-    """The layer that makes the logits."""
-    get: Any = getattr(model, "get_classifier", None)
-    found = get() if callable(get) else None
-    linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    if not isinstance(found, nn.Module) and not linear:
-        named = ", ".join(name for name, _ in model.named_modules() if name)
-        raise InputError(f"{type(model).__name__} has no linear layer: name one of {named}.")
-    return found if isinstance(found, nn.Module) else linear[-1]
 
 
 class Preprocessing(NamedTuple):

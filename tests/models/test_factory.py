@@ -691,7 +691,7 @@ def test_half_files_are_half_as_large_and_load_as_float32(tmp_path: Path) -> Non
 @pytest.mark.parametrize("number", [-1, 2.0, True, "3"])
 def test_a_number_of_classes_is_a_whole_number(number: Any) -> None:
     for pretrained in (False, True):
-        with pytest.raises(InputError, match="num_classes .*must be a whole number"):
+        with pytest.raises(InputError, match=r"num_classes .*must be a whole number"):
             models.create(NAME, pretrained=pretrained, num_classes=number)
 
 

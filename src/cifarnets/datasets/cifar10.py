@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from cifarnets._checked import checked
 from cifarnets._files import open_regular
 from cifarnets.datasets.files import FOLDER, TEST_FILES, TRAIN_FILES, check_md5, data_root, is_complete
 from cifarnets.datasets.images import ARTICLE_MEAN, ARTICLE_STD, ImageDataset, View
@@ -48,7 +47,6 @@ class CIFAR10Normalized(ImageDataset):
         DownloadError: `download` is true and no source delivered the files.
     """
 
-    @checked
     def __init__(
         self,
         root: str | os.PathLike[str] | None = None,
@@ -61,7 +59,7 @@ class CIFAR10Normalized(ImageDataset):
         view: View = "normalized",
     ) -> None:
         for name, value in (("train", train), ("download", download)):
-            if value not in (True, False):  # a transform in the wrong place, say
+            if not isinstance(value, (bool, np.bool_)):  # a transform in the wrong place, say
                 raise InputError(f"{name} must be True or False, not {value!r}.")
         folder = data_root(root)
         if download and not is_complete(folder):

@@ -18,7 +18,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from cifarnets._checked import checked
 from cifarnets._files import write_atomic
 from cifarnets.datasets.files import FOLDER, META_FILES, TEST_FILES, TRAIN_FILES, check_md5, data_root, is_complete
 from cifarnets.errors import DataCorruptError, DownloadError, InputError, OutputError
@@ -52,7 +51,6 @@ class _TooSlowError(Exception):
     """A source that delivers, but too slowly; its argument is the speed in bytes per second."""
 
 
-@checked
 def download_cifar10(
     root: str | os.PathLike[str] | None = None, *, sources: Sequence[str] = SOURCES, time_limit: float | None = None
 ) -> Path:
@@ -82,7 +80,7 @@ def download_cifar10(
         InputError: A source is no address, or the time limit is no number above 0.
     """
     folder = data_root(root)
-    if isinstance(sources, str) or not sources:
+    if not isinstance(sources, (list, tuple)) or not sources:
         raise InputError(f"sources must be a list of at least one address, not {sources!r}.")
     for source in sources:
         _check_address(source)

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, Subset
 
-from cifarnets._checked import checked
 from cifarnets.errors import InputError
 
 if TYPE_CHECKING:
@@ -53,7 +52,6 @@ class ImageDataset(Dataset[tuple[Any, int]]):
         InputError: Shapes, lengths, labels, class names or constants do not fit together.
     """
 
-    @checked
     def __init__(
         self,
         images: Tensor,
@@ -82,7 +80,7 @@ class ImageDataset(Dataset[tuple[Any, int]]):
                 f"labels run from {int(labels.min())} to {int(labels.max())}, "
                 f"but {len(names)} classes allow 0 … {len(names) - 1}."
             )
-        if view not in ("normalized", "unit", "pil"):
+        if not isinstance(view, str) or view not in ("normalized", "unit", "pil"):
             raise InputError(f"view must be 'normalized', 'unit' or 'pil', not {view!r}.")
         if view == "pil" and images.shape[1] not in (1, 3):
             raise InputError(f"PIL images have 1 or 3 channels here, not {images.shape[1]}: use another view.")
@@ -113,7 +111,6 @@ class ImageDataset(Dataset[tuple[Any, int]]):
             return (0.0,) * len(self.mean), (1.0,) * len(self.std)
         return None
 
-    @checked
     def select(
         self,
         indices: Tensor | Sequence[int] | Sequence[bool],
@@ -187,7 +184,6 @@ def to_unit(images: Tensor) -> Tensor:
     return images.to(torch.float32) / 255
 
 
-@checked
 def normalize(images: Tensor, mean: Sequence[float] = ARTICLE_MEAN, std: Sequence[float] = ARTICLE_STD) -> Tensor:
     """Compute `(v - mean[c]) / std[c]` (article, step 7).
 
@@ -218,7 +214,6 @@ def normalize(images: Tensor, mean: Sequence[float] = ARTICLE_MEAN, std: Sequenc
     return unit.sub_(center).div_(spread)
 
 
-@checked
 def denormalize(images: Tensor, mean: Sequence[float] = ARTICLE_MEAN, std: Sequence[float] = ARTICLE_STD) -> Tensor:
     """Undo `normalize`: back to 0..1, clipped there, ready to be shown.
 
@@ -252,7 +247,6 @@ def to_pil(image: Tensor) -> "PIL.Image.Image":
     return Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)
 
 
-@checked
 def channel_stats(dataset: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Compute the exact mean and standard deviation of each channel, over all pixels (article, steps 5-6).
 
@@ -365,7 +359,7 @@ def _chosen(indices: Any, count: int) -> Tensor:
 
 def _class_names(classes: Any) -> tuple[str, ...]:
     """The class names as a tuple, or why they cannot be used."""
-    if isinstance(classes, (str, bytes)) or not isinstance(classes, Iterable):
+    if isinstance(classes, (str, bytes)) or not isinstance(classes, Iterable) or getattr(classes, "ndim", 1) < 1:
         raise InputError(f"classes must be a list of names, not {_shorten(classes)}.")
     if isinstance(classes, Set):
         raise InputError(

@@ -13,11 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cifarnets._batch import Batch
-from cifarnets._checked import checked
 from cifarnets._device import resolve_device
 from cifarnets.datasets.augment import Augment, Augmenter
 from cifarnets.datasets.images import ImageDataset, as_image_dataset
-from cifarnets.errors import InputError
+from cifarnets.errors import InputError, brief
 from cifarnets.seeding import generator
 
 EVAL_BATCH_SIZE = 1000
@@ -61,7 +60,6 @@ class BatchLoader:
             one label for each image.
     """
 
-    @checked
     def __init__(
         self,
         dataset: Any,
@@ -81,6 +79,9 @@ class BatchLoader:
                 "BatchLoader converts whole batches, so it can serve neither PIL images nor a per-image transform; "
                 "use CIFAR10Normalized(...) without either, or torch.utils.data.DataLoader."
             )
+        for name, flag in (("shuffle", shuffle), ("drop_last", drop_last), ("channels_last", channels_last)):
+            if not isinstance(flag, (bool, np.bool_)):
+                raise InputError(f"{name} must be True or False, not {brief(flag)}.")
         batch_size = _whole(batch_size, "batch_size")
         if batch_size < 1:
             raise InputError(f"batch_size must be at least 1, not {batch_size}.")
@@ -241,7 +242,10 @@ class BatchLoader:
 
 def _checked_labels(given: Tensor | Sequence[int], dataset: ImageDataset) -> Tensor:
     """Labels in place of the dataset's, int64 `[N]` or float32 `[N, K]`."""
-    labels = given if isinstance(given, Tensor) else torch.from_numpy(np.array(given))
+    try:
+        labels = given if isinstance(given, Tensor) else torch.from_numpy(np.array(given))
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InputError(f"labels must be a tensor, or a list of numbers, not {brief(given)}.") from error
     classes = len(dataset.classes)
     hard, soft = (len(dataset),), (len(dataset), classes)
     if (labels.dtype, tuple(labels.shape)) not in ((torch.int64, hard), (torch.float32, soft)):

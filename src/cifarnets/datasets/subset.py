@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from cifarnets._checked import checked
 from cifarnets.datasets.images import ImageDataset, as_image_dataset
 from cifarnets.errors import InputError, UnknownNameError, unknown_name
 from cifarnets.seeding import generator
@@ -29,7 +28,6 @@ ALSO_CALLED = {
 """Other words for the classes of CIFAR-10, for which spelling alone would suggest the wrong one ('car', 'cat')."""
 
 
-@checked
 def cifar_subset(dataset: Any, classes: Sequence[str | int]) -> ImageDataset:
     """The images of some classes, relabelled 0, 1, 2 … in the order given (article, step 19).
 
@@ -53,7 +51,8 @@ def cifar_subset(dataset: Any, classes: Sequence[str | int]) -> ImageDataset:
             f"classes are labelled in their order, which a {type(classes).__name__} has not: pass a list, such as "
             "['cat', 'dog']."
         )
-    named = [] if isinstance(classes, (str, bytes)) or not isinstance(classes, Iterable) else list(classes)
+    is_list = isinstance(classes, Iterable) and not isinstance(classes, (str, bytes)) and getattr(classes, "ndim", 1)
+    named = list(classes) if is_list else []
     if not named:
         raise InputError(
             f"classes must be a list of at least one name or label, such as ['cat', 'dog'], not {classes!r}."
@@ -73,7 +72,6 @@ def cifar_subset(dataset: Any, classes: Sequence[str | int]) -> ImageDataset:
     return source.select(kept, labels=labels[kept], classes=[source.classes[label] for label in chosen])
 
 
-@checked
 def train_val_split(dataset: Any, val: float = 5000, seed: int = 0) -> tuple[ImageDataset, ImageDataset]:
     """Hold out training images to choose on, so that the test set never has to serve for that (stratified by class).
 

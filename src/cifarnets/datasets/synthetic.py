@@ -5,10 +5,10 @@ import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from cifarnets._checked import checked
 from cifarnets.datasets.images import ARTICLE_MEAN, ARTICLE_STD, ImageDataset, View
 from cifarnets.errors import InputError
 from cifarnets.seeding import generator
@@ -41,7 +41,6 @@ class SyntheticCIFAR10(ImageDataset):
         InputError: `size` is below 1, or an argument is of a wrong kind.
     """
 
-    @checked
     def __init__(
         self,
         train: bool = True,
@@ -53,7 +52,7 @@ class SyntheticCIFAR10(ImageDataset):
         transform: Callable[[Any], Any] | None = None,
         view: View = "normalized",
     ) -> None:
-        if train not in (True, False):
+        if not isinstance(train, (bool, np.bool_)):
             raise InputError(f"train must be True or False, not {train!r}.")
         if size is None:
             size = 5000 if train else 1000
@@ -62,7 +61,7 @@ class SyntheticCIFAR10(ImageDataset):
         except TypeError as error:
             raise InputError(f"size must be a whole number of pictures, not {size!r}.") from error
         if not 1 <= size <= 10_000_000:
-            raise InputError(f"size must be at least 1 picture and at most 10 million, not {size}.")
+            raise InputError(f"size must be at least 1 picture, not {size}, and at most 10 million.")
         random = generator(seed, bool(train), size)
         with torch.device("cpu"):  # whatever the default device is
             labels = torch.arange(size).remainder(len(_FORMS)).sort().values

@@ -40,6 +40,7 @@ from cifarnets.training.history import History
 from cifarnets.training.logs import ProgressBar
 from cifarnets.training.metrics import EpochMetrics, check_weights, divergence
 from cifarnets.training.optimizers import OptimizerLike, make_optimizer, parameters_of
+from cifarnets.training.pooling import compiled
 from cifarnets.training.precision import Precision, autocast_dtype, compiler_options, grad_scaler
 from cifarnets.training.resume import (
     check_optimizer_state,
@@ -153,7 +154,7 @@ class Trainer:
         self.dtype = autocast_dtype(precision, self.device)
         self._scaler = grad_scaler(self.dtype, self.optimizer)
         forward = self.world.wrap(self.model)  # `self.model` stays bare, so nothing of this is ever saved
-        self._forward: Any = torch.compile(forward, options=compiler_options(self.dtype)) if compile else forward
+        self._forward: Any = compiled(forward, compiler_options(self.dtype)) if compile else forward
         self.deterministic = deterministic
         self.seed = seed
         self.callbacks = list(callbacks)
