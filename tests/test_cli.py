@@ -586,13 +586,17 @@ class TestTrain:
             (["--clip-norm", "0"], "--clip-norm must be above 0"),
             (["--num-classes", "3"], "10 classes"),
             (["--device", "abacus"], "abacus"),
-            (["--lr", "inf"], "lr must be a number from 0 to a million, not inf"),
+            (["--lr", "inf"], "--lr has inf"),
             (["--lr", "-1"], "-1"),
         ],
         ids=lambda value: " ".join(value) if isinstance(value, list) else "",
     )
     def test_what_cannot_be_trained(self, words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-        assert message in fails(capsys, *TRAIN, "--epochs", "2", *words)
+        assert main([*TRAIN, "--epochs", "2", *words]) in (1, 2)
+        printed = capsys.readouterr().err
+        assert printed.startswith("cifarnets: ")
+        assert message in printed
+        assert not list(Path().iterdir())
 
     def test_without_data(self, capsys: pytest.CaptureFixture[str]) -> None:
         message = fails(capsys, "train", "convnet", "--data-root", "empty")
@@ -603,7 +607,7 @@ class TestTrain:
     @pytest.mark.parametrize(
         ("words", "message"),
         [
-            (["--epochs", "0"], "--epochs must be at least 1, not 0."),
+            (["--epochs", "0"], "--epochs must be at least 1, "),
             (["--num-classes", "3"], "create it with --num-classes 10"),
             (["--out", "full"], "or resume the run in it (--resume)."),
         ],
@@ -880,9 +884,7 @@ class TestWhatIsSaidInVain:
         assert f"the schedule '{schedule}' refuses" in said
 
     def test_a_seed_of_too_many_digits(self, capsys: pytest.CaptureFixture[str]) -> None:
-        assert "--seed must be a whole number from 0 to 2^63 - 1" in fails(
-            capsys, *TRAIN, "--seed", str(2**64), status=2
-        )
+        assert "cifarnets: --seed " in fails(capsys, *TRAIN, "--seed", str(2**64), status=2)
 
     def test_runs_of_one_second_get_folders_of_their_own(self, tmp_path: Path) -> None:
         first = commands._new_folder(tmp_path / "run")

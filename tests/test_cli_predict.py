@@ -153,15 +153,23 @@ class TestForms:
         assert "choose one of" in capsys.readouterr().err
 
     def test_escape_sequences_are_shown_not_obeyed(self, capsys: pytest.CaptureFixture[str]) -> None:
-        model = models.create("convnet", num_classes=1)
-        models.annotate(model, classes=("\x1b]0;taken\x07",), mean=(0.5,) * 3, std=(0.25,) * 3)
-        save(model, "evil.safetensors")
+        save(models.create("convnet"), "plain.safetensors")
+        constants = [
+            "--mean",
+            "0.5,0.5,0.5",
+            "--std",
+            "0.25,0.25,0.25",
+            "--topk",
+            "10",
+            "--classes",
+            "\x1b]0;taken\x07",
+        ]
         for words in ([], ["--csv"], ["--json"]):
-            assert main(["predict", "evil.safetensors", "photos/a.png", *words]) == 0
+            assert main(["predict", "plain.safetensors", "photos/a.png", *constants, *words]) == 0
             printed = capsys.readouterr().out
             assert "taken" in printed
             assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f]", printed)
-        assert main(["predict", "evil.safetensors", "no\x1b[2J.png"]) == 1
+        assert main(["predict", "plain.safetensors", "no\x1b[2J.png", *constants]) == 1
         assert "\x1b" not in capsys.readouterr().err
 
 

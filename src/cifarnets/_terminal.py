@@ -10,7 +10,10 @@ DIGITS = 6
 _QUOTED = r"(?<!\w)'[^']*'"
 _COMMAND_BESIDE = r"[a-z_]+=[\w.]* \(or (?P<command>`cifarnets [^`]+`)\)"
 _ARGUMENT = r"(?<![\w/.-])(?P<name>[a-z_]+)=(?P<value>'[^']*'|[\w.-]*\w)?"
-_BARE = r"(?<![\w/.-])(?P<bare>[a-z]+(?:_[a-z]+)+(?![\w/-]|\.\w)|[a-z]+(?= must\b)|[a-z]+(?= of a recipe must\b))"
+_BARE = (
+    r"(?<![\w/.-])(?P<bare>[a-z]+(?:_[a-z]+)+(?![\w/-]|\.\w)|[a-z]+(?=(?: of (?:a recipe|[a-z_]+))? (?:must|has)\b))"
+    r"(?: of (?:a recipe|[a-z_]+)(?= (?:must|has)\b))?"  # the parameter of a function, or the field of a recipe
+)
 _WORDS = re.compile("|".join((_QUOTED, _COMMAND_BESIDE, _ARGUMENT, _BARE)))
 
 ALIASES = {"root": "data_root", "cifar_subset": "classes", "train_val_split": "val"}

@@ -81,7 +81,7 @@ def check_tta(tta: object) -> None:
     Raises:
         InputError: It is neither `"mirror"`, `"mirror_shift"` nor None.
     """
-    if tta not in (None, "mirror", "mirror_shift"):
+    if not (tta is None or (isinstance(tta, str) and tta in ("mirror", "mirror_shift"))):
         raise InputError(f"tta must be 'mirror', 'mirror_shift' or None, not {tta!r}.")
 
 

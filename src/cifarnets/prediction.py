@@ -11,11 +11,10 @@ from typing import Any, NamedTuple, TypeAlias, overload
 import torch
 from torch import Tensor, nn
 
-from cifarnets._checked import checked
 from cifarnets._device import resolve_device
 from cifarnets.datasets.images import normalize
 from cifarnets.datasets.pictures import FORMATS, SIZE, Picture, to_picture, to_pictures
-from cifarnets.errors import InputError, unknown_name
+from cifarnets.errors import InputError, brief, unknown_name
 from cifarnets.inference import TTA, check_model, check_probabilities, eval_mode, forward_logits, name_outputs
 from cifarnets.models.classifier import head
 from cifarnets.models.metadata import get_meta, unwrap
@@ -30,7 +29,6 @@ _WHITE = torch.full((1, 1, 1), 255, dtype=torch.float32, device="cpu")
 """A tensor, so that the quotient of uint8 is float32, whatever the default dtype is."""
 
 
-@checked
 def predict(
     model: nn.Module,
     images: "Picture | Iterable[Picture]",
@@ -84,7 +82,7 @@ def predict(
     preprocessing = Preprocessing.of(model, mean, std, classes)
     inputs, single = preprocessing.prepare(images)
     if not isinstance(topk, int) or isinstance(topk, bool):
-        raise InputError(f"topk must be a whole number, not {topk!r}.")
+        raise InputError(f"topk must be a whole number, not {brief(topk)}.")
     if not len(inputs):
         return []
     target = resolve_device(device)
@@ -128,7 +126,6 @@ def features(
     std: Sequence[float] | None = None,
     device: str | torch.device = "auto",
 ) -> dict[str, Tensor]: ...
-@checked
 def features(
     model: nn.Module,
     images: "Picture | Iterable[Picture]",
@@ -171,6 +168,8 @@ def features(
     check_model(model)
     model = unwrap(model)
     layers = {name: module for name, module in model.named_modules() if name}
+    if layer is not None and not isinstance(layer, (str, list, tuple)):
+        raise InputError(f"layer must be the name of a module, or a list of names, not {brief(layer)}.")
     names = list(layer) if isinstance(layer, (list, tuple)) else [layer]
     for name in names:
         if name is not None and (not isinstance(name, str) or name not in layers):
@@ -266,7 +265,8 @@ class Preprocessing(NamedTuple):
             std = None if std is None else tuple(map(float, std))
         except (TypeError, ValueError):
             raise InputError(
-                f"mean and std must be a number for each channel, such as (0.5, 0.5, 0.5), not {mean!r} and {std!r}."
+                "mean and std must be a number for each channel, such as (0.5, 0.5, 0.5), not "
+                f"{brief(mean)} and {brief(std)}."
             ) from None
         if meta is not None:
             mean = meta.mean if mean is None else mean
@@ -365,6 +365,11 @@ def _class_names(classes: Any) -> tuple[str, ...] | None:
     """Class names out of a list, a tuple, an array, or whatever else has an order."""
     if classes is None:
         return None
-    if isinstance(classes, (str, bytes, set, frozenset)) or not isinstance(classes, Iterable):
-        raise InputError(f"classes must be a list of names in the order of the outputs, not {classes!r}.")
-    return tuple(map(str, classes))
+    try:
+        if isinstance(classes, (str, bytes, set, frozenset)):
+            raise TypeError
+        return tuple(map(str, classes))
+    except TypeError:
+        raise InputError(
+            f"classes must be a list of names in the order of the outputs, not {brief(classes)}."
+        ) from None
