@@ -83,7 +83,7 @@ class EpochFeed:
         if shard is not None:
             yield from shard(rank, size)
             return
-        is_split = isinstance(getattr(self.loader, "sampler", None), DistributedSampler)
+        is_split = size > 1 and isinstance(getattr(self.loader, "sampler", None), DistributedSampler)
         for number, value in enumerate(self.loader, 1):
             with batch_context("batch {}", number):
                 batch = as_batch(value, size if is_split else 1)
