@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -59,7 +60,7 @@ def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
 
 
-def runnable_pages() -> list[object]:
+def runnable_pages() -> list[Any]:
     """Pages with Python; those that use the real images have the mark `cifar10`."""
     params = []
     for page in PAGES:
@@ -101,7 +102,7 @@ def test_pictures_exist_and_are_made_by_the_page_that_shows_them(page: Path) -> 
         assert f'"{Path(picture).name}")' in code, f"no block of {page.name} makes {picture}"
 
 
-def commands() -> list[object]:
+def commands() -> list[Any]:
     """Every `cifarnets ...` in a bash or console block, or as inline code."""
     found = []
     for page in PAGES:

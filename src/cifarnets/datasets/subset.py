@@ -51,7 +51,9 @@ def cifar_subset(dataset: Any, classes: Sequence[str | int]) -> ImageDataset:
             f"classes are labelled in their order, which a {type(classes).__name__} has not: pass a list, such as "
             "['cat', 'dog']."
         )
-    is_list = isinstance(classes, Iterable) and not isinstance(classes, (str, bytes)) and getattr(classes, "ndim", 1)
+    is_list = (
+        isinstance(classes, Iterable) and not isinstance(classes, (str, bytes)) and getattr(classes, "ndim", 1) > 0
+    )
     named = list(classes) if is_list else []
     if not named:
         raise InputError(
