@@ -120,9 +120,9 @@ def transform_for(
     return v2.Compose(
         [
             v2.ToImage(),
+            v2.Resize((size, size), antialias=True),  # in uint8, as `predict` does
             v2.ToDtype(torch.float32, scale=True),
             *colours,
-            v2.Resize((size, size), antialias=True),
             v2.Normalize(mean, std),
             v2.ToPureTensor(),
         ]
