@@ -119,10 +119,10 @@ def transform_for(
     colours = {1: [v2.Grayscale(1)], 3: [v2.RGB()]}.get(len(mean), [])
     return v2.Compose(
         [
+            v2.Resize((size, size), antialias=True),  # first, so that PIL resizes its own images, as in `predict`
             v2.ToImage(),
             v2.ToDtype(torch.float32, scale=True),
             *colours,
-            v2.Resize((size, size), antialias=True),
             v2.Normalize(mean, std),
             v2.ToPureTensor(),
         ]
