@@ -2,10 +2,12 @@
 
 import functools
 import inspect
-import numbers
 import types
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar, get_type_hints
+
+import numpy as np
+from torch import Tensor
 
 from cifarnets._fields import fits, name_of
 from cifarnets.errors import InputError, brief
@@ -33,11 +35,12 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
             return function(*args, **kwargs)  # which says itself what is missing, or too much
         for name, value in bound.arguments.items():
             hint = hints[name]
-            if hint is not Any:
-                bound.arguments[name] = value = _plain(value)
-                if not fits(value, hint):
+            if hint is not Any and not fits(value, hint):
+                plain = _plain(value)
+                if not fits(plain, hint):
                     owner = function.__qualname__.removesuffix(".__init__")
                     raise InputError(f"{name} of {owner} must be {name_of(hint)}, not {_shown(value)}.")
+                bound.arguments[name] = plain
         return function(*bound.args, **bound.kwargs)
 
     return door
@@ -51,14 +54,11 @@ def _shown(value: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """NumPy's numbers and lines of numbers as Python's."""
-    if isinstance(value, (bool, int, float, str)) or value is None:
-        return value
-    if type(value).__module__ == "numpy":
-        if getattr(value, "ndim", None) == 0 and isinstance(value, numbers.Number):
-            return value.item()  # type: ignore[attr-defined]
-        if getattr(value, "ndim", None) == 1 and len(value) <= 64:
-            return value.tolist()
+    """NumPy's numbers, and short lines of numbers of NumPy and torch, as Python's."""
+    if isinstance(value, (np.integer, np.floating)):
+        return value.item()
+    if isinstance(value, (np.ndarray, Tensor)) and value.ndim == 1 and len(value) <= 64:
+        return value.tolist()
     return value
 
 

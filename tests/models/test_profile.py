@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cifarnets import models
+from cifarnets.errors import InputError
 
 
 def by_hand(layer: nn.Module, output: tuple[int, ...]) -> int:
@@ -112,7 +113,7 @@ def test_the_model_is_left_as_it_was() -> None:
 
 def test_a_size_that_the_model_cannot_take_leaves_it_as_it_was() -> None:
     model = models.create("convnet").train()
-    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+    with pytest.raises(InputError, match=r"an image of 28×28 .*shapes cannot be multiplied"):
         models.summary(model, size=28)
     assert all(module.training for module in model.modules())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
