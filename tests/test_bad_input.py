@@ -192,6 +192,7 @@ def test_a_bad_value_is_refused_with_an_error_of_ours(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CIFARNETS_DATA", str(tmp_path / "none"))  # where there is none, so that calls are quick
     monkeypatch.setattr(models.registry, "_MODELS", dict(models.registry._MODELS))
     make, arguments = TARGETS[name]
     escaped = []
