@@ -84,7 +84,8 @@ def download_cifar10(
         raise InputError(f"sources must be a list of at least one address, not {sources!r}.")
     for source in sources:
         _check_address(source)
-    if time_limit is not None and not (isinstance(time_limit, (int, float)) and time_limit > 0):
+    is_number = isinstance(time_limit, (int, float)) and not isinstance(time_limit, bool)
+    if time_limit is not None and not (is_number and time_limit > 0):
         raise InputError(f"time_limit must be a number of seconds above 0, or None, not {time_limit!r}.")
     if is_complete(folder):
         return folder

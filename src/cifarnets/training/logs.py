@@ -135,7 +135,7 @@ class _Lines:
     def _time_left(self) -> str:
         from tqdm import tqdm
 
-        if not self._total or self._done >= self._total:
+        if not self._done or not self._total or self._done >= self._total:
             return ""
         seconds = (time.monotonic() - self._started) / self._done * (self._total - self._done)
         return f", {tqdm.format_interval(seconds)} left"
