@@ -62,7 +62,13 @@ class Trainer:
     """Trains a model (article, step 20, whose choices are the defaults: SGD, lr 0.01, cross-entropy).
 
     Examples:
-        >>> history = Trainer(model).fit(loader, epochs=10)  # doctest: +SKIP
+        >>> from cifarnets import Trainer
+        >>> from cifarnets.datasets import BatchLoader, SyntheticCIFAR10
+        >>> from cifarnets.models import create
+        >>> loader = BatchLoader(SyntheticCIFAR10(size=100), shuffle=True)
+        >>> history = Trainer(create("convnet"), optimizer="adamw", lr=1e-3, progress=False).fit(loader, epochs=2)
+        >>> len(history)
+        2
 
     Under `torchrun` the same lines train on several processes: each batch is shared out, gradients are averaged, and
     one process writes.
@@ -175,7 +181,18 @@ class Trainer:
 
     @property
     def loader(self) -> Batches:
-        """What the present fit learns from."""
+        """What the present fit learns from.
+
+        Examples:
+            >>> from cifarnets import Trainer
+            >>> from cifarnets.datasets import BatchLoader, SyntheticCIFAR10
+            >>> from cifarnets.models import create
+            >>> loader = BatchLoader(SyntheticCIFAR10(size=100), 50)
+            >>> trainer = Trainer(create("convnet"), progress=False)
+            >>> trainer.plan(loader)
+            >>> trainer.loader is loader
+            True
+        """
         return self.feed.loader
 
     @checked
@@ -291,11 +308,34 @@ class Trainer:
         """End the fit before its next batch.
 
         An epoch that is cut short leaves no row in the history. Other processes stop within 50 batches.
+
+        Examples:
+            >>> from cifarnets.training import Callback
+            >>> class StopEarly(Callback):
+            ...     def on_epoch_end(self, trainer):
+            ...         trainer.stop()
+            >>> from cifarnets import Trainer
+            >>> from cifarnets.datasets import BatchLoader, SyntheticCIFAR10
+            >>> from cifarnets.models import create
+            >>> trainer = Trainer(create("convnet"), callbacks=[StopEarly()], progress=False)
+            >>> len(trainer.fit(BatchLoader(SyntheticCIFAR10(size=100)), epochs=5))
+            1
         """
         self._stopping = True
 
     def train_step(self, batch: Batch) -> None:
         """Run one batch forward and backward, and take an optimizer step when enough batches are accumulated.
+
+        Examples:
+            >>> from cifarnets import Trainer
+            >>> from cifarnets.datasets import BatchLoader, SyntheticCIFAR10
+            >>> from cifarnets.models import create
+            >>> loader = BatchLoader(SyntheticCIFAR10(size=100), 50)
+            >>> trainer = Trainer(create("convnet"), progress=False)
+            >>> with trainer.rehearsal(loader) as batches:
+            ...     trainer.train_step(next(batches))
+            ...     trainer.batches_done
+            1
 
         Args:
             batch: This process's shard, on any device; labels `[B]`, or weights of the classes `[B, K]`.
@@ -318,7 +358,17 @@ class Trainer:
         self.metrics.add(part, logits, labels, batch.size)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all that the rest of the fit depends on, as a `Checkpoint` writes it; every process must ask."""
+        """Return all that the rest of the fit depends on, as a `Checkpoint` writes it; every process must ask.
+
+        Examples:
+            >>> from cifarnets import Trainer
+            >>> from cifarnets.datasets import BatchLoader, SyntheticCIFAR10
+            >>> from cifarnets.models import create
+            >>> loader = BatchLoader(SyntheticCIFAR10(size=100), 50)
+            >>> trainer = Trainer(create("convnet"), progress=False)
+            >>> trainer.state_dict()["progress"]["epoch"]
+            0
+        """
         waiting = self.batches_done % self.accumulate  # batches whose gradients no step has used yet
         return {
             "model": dict(self.model.state_dict()),
@@ -346,6 +396,19 @@ class Trainer:
     @checked
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over the state of the same fit, so that the next epoch is the one that it was taken in.
+
+        Examples:
+            >>> from cifarnets import Trainer
+            >>> from cifarnets.datasets import BatchLoader, SyntheticCIFAR10
+            >>> from cifarnets.models import create
+            >>> loader = BatchLoader(SyntheticCIFAR10(size=100), 50)
+            >>> trainer = Trainer(create("convnet"), progress=False)
+            >>> history = trainer.fit(loader, epochs=1)
+            >>> again = Trainer(create("convnet"), progress=False)
+            >>> again.plan(loader, epochs=1)
+            >>> again.load_state_dict(trainer.state_dict())
+            >>> again.epoch
+            1
 
         Raises:
             InputError: It is the state of another model, optimizer, schedule or loader, or it is damaged; the trainer
@@ -387,6 +450,17 @@ class Trainer:
         """Train on some batches without a schedule and without callbacks, and undo all of it when the block ends.
 
         The model, the optimizer, the history and the random numbers are afterwards as they were.
+
+        Examples:
+            >>> from cifarnets import Trainer
+            >>> from cifarnets.datasets import BatchLoader, SyntheticCIFAR10
+            >>> from cifarnets.models import create
+            >>> loader = BatchLoader(SyntheticCIFAR10(size=100), 50)
+            >>> trainer = Trainer(create("convnet"), progress=False)
+            >>> with trainer.rehearsal(loader) as batches:
+            ...     trainer.train_step(next(batches))
+            >>> trainer.global_step
+            0
 
         Args:
             loader: Its batches are what the block is given, pass after pass, for `train_step`.
