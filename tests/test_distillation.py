@@ -94,7 +94,7 @@ def test_a_teacher_that_does_not_say_sees_what_the_dataset_serves(synthetic3: Im
 
 
 def test_a_teacher_that_gives_nan_and_what_is_no_teacher(teacher: Any, synthetic3: ImageDataset) -> None:
-    with pytest.raises(InputError, match="a teacher is a model, a name or a path, not 5"):
+    with pytest.raises(InputError, match=r"teacher of soft_labels must be .*, not 5"):
         soft_labels(synthetic3, 5)  # type: ignore[arg-type]
     torch.nn.init.constant_(teacher.fc2.bias, float("nan"))
     with pytest.raises(InputError, match="gives NaN or infinity"):
@@ -119,7 +119,9 @@ def test_labels_that_mean_no_class_are_refused(labels: torch.Tensor, message: st
     "numbers", [(1.5, 1.0), (-0.1, 1.0), (0.5, 0.0), (0.5, -1.0), (float("nan"), 1.0), (None, 1.0)]
 )
 def test_numbers_out_of_range(numbers: tuple[float, float], teacher: models.ConvNet, synthetic3: ImageDataset) -> None:
-    with pytest.raises(InputError, match=r"share must be within 0\.\.1 and temperature above 0"):
+    with pytest.raises(
+        InputError, match=r"share must be within 0\.\.1 and temperature above 0|share of soft_labels must be a number"
+    ):
         soft_labels(synthetic3, teacher, *numbers)
 
 

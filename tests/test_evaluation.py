@@ -237,7 +237,9 @@ class TestAugmentation:
         torch.testing.assert_close(self.logits(images, "mirror_shift")[:, 0], straight / 2 + down / 4 + up / 4)
 
     def test_an_unknown_one_is_refused(self) -> None:
-        with pytest.raises(InputError, match="tta must be 'mirror', 'mirror_shift' or None, not 'flip'"):
+        with pytest.raises(
+            InputError, match="tta of evaluate must be one of 'mirror', 'mirror_shift' or nothing, not 'flip'"
+        ):
             evaluate(Corner(), batches_of(torch.tensor([0])), device="cpu", tta="flip")  # type: ignore[arg-type]
 
 
