@@ -119,7 +119,9 @@ def test_labels_that_mean_no_class_are_refused(labels: torch.Tensor, message: st
     "numbers", [(1.5, 1.0), (-0.1, 1.0), (0.5, 0.0), (0.5, -1.0), (float("nan"), 1.0), (None, 1.0)]
 )
 def test_numbers_out_of_range(numbers: tuple[float, float], teacher: models.ConvNet, synthetic3: ImageDataset) -> None:
-    with pytest.raises(InputError, match=r"share (must be within|of soft_labels must be a number)"):
+    with pytest.raises(
+        InputError, match=r"share must be within 0\.\.1 and temperature above 0|share of soft_labels must be a number"
+    ):
         soft_labels(synthetic3, teacher, *numbers)
 
 
