@@ -66,7 +66,6 @@ def show(
     return _grid(pictures, [titles] if isinstance(titles, str) else titles, path)
 
 
-@checked
 def show_maps(maps: Tensor, *, path: str | os.PathLike[str] | None = None) -> "Figure":
     """Show the feature maps of one image: each channel of a layer's output as a picture (article, step 14).
 
@@ -98,7 +97,6 @@ def show_maps(maps: Tensor, *, path: str | os.PathLike[str] | None = None) -> "F
     return _grid(list(maps), [str(channel) for channel in range(len(maps))], path, stretch=True)
 
 
-@checked
 def show_kernels(weight: Tensor, *, path: str | os.PathLike[str] | None = None) -> "Figure":
     """Show the kernels of a convolution as pictures: what each output channel looks for.
 
