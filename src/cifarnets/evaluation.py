@@ -97,7 +97,14 @@ class Evaluation:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all of it as plain values, ready for JSON."""
+        """Return all of it as plain values, ready for JSON.
+
+        Examples:
+            >>> import torch
+            >>> from cifarnets import Evaluation
+            >>> Evaluation.from_logits(torch.eye(2), torch.tensor([0, 1])).to_dict()["accuracy"]
+            1.0
+        """
         return asdict(self)
 
     def __str__(self) -> str:

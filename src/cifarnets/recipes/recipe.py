@@ -123,7 +123,13 @@ class Recipe:
             raise InputError(f"distill of a recipe must name a teacher, not {brief(self.distill.get('teacher'))}.")
 
     def trainer_options(self) -> dict[str, Any]:
-        """Return the fields that are arguments of the `Trainer`."""
+        """Return the fields that are arguments of the `Trainer`.
+
+        Examples:
+            >>> from cifarnets.recipes import Recipe
+            >>> Recipe("convnet", lr=0.1).trainer_options()["lr"]
+            0.1
+        """
         accepted = signature(Trainer).parameters.keys() - {"model"}  # of a recipe, it is only the name
         return {name: getattr(self, name) for name in hints_of(Recipe) if name in accepted}
 
@@ -139,7 +145,13 @@ class Recipe:
         return [f"{key} {ours[key]!r}, not {theirs[key]!r}" for key in ours if ours[key] != theirs[key]]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all fields as plain values, as JSON gives them back."""
+        """Return all fields as plain values, as JSON gives them back.
+
+        Examples:
+            >>> from cifarnets.recipes import Recipe
+            >>> Recipe("convnet", classes=("cat", "dog")).to_dict()["classes"]
+            ['cat', 'dog']
+        """
         plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         return plain
 
@@ -172,6 +184,11 @@ class Recipe:
     def augmentation(self) -> Augment | None:
         """Return what to do to the training images; None for nothing.
 
+        Examples:
+            >>> from cifarnets.recipes import Recipe
+            >>> Recipe("convnet", augment={"flip": "random"}).augmentation().flip
+            'random'
+
         Raises:
             InputError: `augment` has a key or a value that `Augment` does not take.
         """
@@ -189,7 +206,13 @@ class Recipe:
         return soft_labels(dataset, **self.distill, device=device) if self.distill else None
 
     def dataset(self, train: bool, root: str | os.PathLike[str] | None = None) -> ImageDataset:
-        """Load the training or the test images of this recipe's classes."""
+        """Load the training or the test images of this recipe's classes.
+
+        Examples:
+            >>> from cifarnets.recipes import Recipe
+            >>> Recipe("convnet", classes=("disc", "ring"), synthetic=True).dataset(train=False).classes
+            ('disc', 'ring')
+        """
         dataset = SyntheticCIFAR10(train) if self.synthetic else CIFAR10Normalized(root, train)
         return cifar_subset(dataset, self.classes) if self.classes else dataset
 
