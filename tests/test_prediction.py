@@ -251,7 +251,9 @@ def test_features_of_an_unknown_layer_and_of_a_model_without_linear_layer() -> N
     with pytest.raises(UnknownNameError, match=r"unknown layer 'conv3'\. Did you mean 'conv\d'\? Available: act1"):
         features(load("convnet.cifar3"), torch.rand(3, 32, 32), "conv3")
     constants: dict[str, Any] = {"mean": (0.5,) * 3, "std": (0.25,) * 3}
-    with pytest.raises(InputError, match="Sequential has no linear layer: name one of 0"):
+    with pytest.raises(
+        InputError, match=r"Sequential has no get_classifier\(\) and no linear layer, so it has no head"
+    ):
         features(nn.Sequential(nn.Conv2d(3, 4, 3)), torch.rand(3, 32, 32), **constants)
 
 

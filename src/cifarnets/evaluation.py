@@ -102,8 +102,8 @@ class Evaluation:
         Examples:
             >>> import torch
             >>> from cifarnets import Evaluation
-            >>> Evaluation.from_logits(torch.eye(2), torch.tensor([0, 1])).to_dict()["accuracy"]
-            1.0
+            >>> Evaluation.from_logits(torch.eye(2), torch.tensor([0, 1])).to_dict()["n"]
+            2
         """
         return asdict(self)
 

@@ -9,14 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from cifarnets._checked import checked
 from cifarnets.errors import InputError
 
 ON_CPU = ("python", "numpy", "torch")
 """The keys of `rng_state` that belong to no device."""
 
 
-@checked
 def seed_everything(seed: int) -> None:
     """Seed the random numbers of Python, NumPy and torch, on every device.
 

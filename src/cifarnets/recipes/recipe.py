@@ -186,8 +186,8 @@ class Recipe:
 
         Examples:
             >>> from cifarnets.recipes import Recipe
-            >>> Recipe("convnet", augment={"flip": "random"}).augmentation().flip
-            'random'
+            >>> Recipe("convnet", augment={"translate": 2}).augmentation().translate
+            2
 
         Raises:
             InputError: `augment` has a key or a value that `Augment` does not take.
@@ -200,6 +200,13 @@ class Recipe:
     def labels(self, dataset: ImageDataset, device: torch.device) -> Tensor | None:
         """Compute what to learn instead of the dataset's labels; None for the labels themselves.
 
+        Examples:
+            >>> import torch
+            >>> from cifarnets.recipes import Recipe
+            >>> recipe = Recipe("convnet", synthetic=True)
+            >>> recipe.labels(recipe.dataset(train=False), torch.device("cpu")) is None
+            True
+
         Raises:
             CifarNetsError: `soft_labels` cannot use the teacher.
         """
@@ -210,8 +217,8 @@ class Recipe:
 
         Examples:
             >>> from cifarnets.recipes import Recipe
-            >>> Recipe("convnet", classes=("disc", "ring"), synthetic=True).dataset(train=False).classes
-            ('disc', 'ring')
+            >>> len(Recipe("convnet", synthetic=True).dataset(train=False))
+            1000
         """
         dataset = SyntheticCIFAR10(train) if self.synthetic else CIFAR10Normalized(root, train)
         return cifar_subset(dataset, self.classes) if self.classes else dataset

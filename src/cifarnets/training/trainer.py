@@ -182,7 +182,18 @@ class Trainer:
 
     @property
     def loader(self) -> Batches:
-        """What the present fit learns from."""
+        """What the present fit learns from.
+
+        Examples:
+            >>> from cifarnets import Trainer
+            >>> from cifarnets.datasets import BatchLoader, SyntheticCIFAR10
+            >>> from cifarnets.models import create
+            >>> loader = BatchLoader(SyntheticCIFAR10(size=100), 50)
+            >>> trainer = Trainer(create("convnet"), progress=False)
+            >>> trainer.plan(loader)
+            >>> trainer.loader is loader
+            True
+        """
         return self.feed.loader
 
     @checked
