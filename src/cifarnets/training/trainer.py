@@ -59,58 +59,59 @@ _PLAIN = (bool, int, float, str, tuple, type(None))
 
 
 class Trainer:
-    """Trains a model (article, step 20, whose choices are the defaults: SGD, lr 0.01, cross-entropy).
+    """Trains a model; the defaults are those of the article, step 20: SGD, a learning rate of 0.01, cross-entropy.
+
+    Under `torchrun` the same lines train on several processes: each takes its shard of every batch, the gradients are
+    averaged, and one process writes.
 
     Examples:
-        >>> from cifarnets import Trainer
+        >>> from cifarnets import Trainer, create
         >>> from cifarnets.datasets import BatchLoader, SyntheticCIFAR10
-        >>> from cifarnets.models import create
-        >>> loader = BatchLoader(SyntheticCIFAR10(size=100), shuffle=True)
-        >>> history = Trainer(create("convnet"), optimizer="adamw", lr=1e-3, progress=False).fit(loader, epochs=2)
-        >>> len(history)
-        2
-
-    Under `torchrun` the same lines train on several processes: each batch is shared out, gradients are averaged, and
-    one process writes.
+        >>> trainer = Trainer(create("convnet"), lr=0.05, optimizer_options={"momentum": 0.9}, progress=False)
+        >>> history = trainer.fit(BatchLoader(SyntheticCIFAR10(size=100), shuffle=True), epochs=2)
+        >>> trainer.epoch, trainer.global_step
+        (2, 4)
 
     Args:
-        model: Any module that maps images to logits. It is moved to the device, and stays there.
+        model: Any module that maps images `[B, C, H, W]` to logits `[B, K]`. It is moved to the device and stays there.
         optimizer: A name of `torch.optim` in lower case, a class, or an instance.
-        lr: Learning rate, the highest one where a schedule changes it; ignored with an instance.
-        optimizer_options: Further arguments of the optimizer, such as `{"momentum": 0.9}`.
+        lr: Learning rate; the highest one if a schedule changes it. An instance of an optimizer keeps its own.
+        optimizer_options: Other arguments of the optimizer, such as `{"momentum": 0.9}`.
         decay_biases: Whether weight decay applies to biases and normalisation layers too.
         schedule: `"constant"`, `"cosine"`, `"one_cycle"`, `"triangular"`, `"trapezoidal"`, `"step"`, or a function that
-            makes one of torch's schedulers for an optimizer; stepped after every optimizer step, anew in every fit.
-        schedule_options: Further arguments of a named schedule, such as `{"warmup": 0.1}`.
-        loss: Maps `(logits, labels)` to a mean; None for cross-entropy.
-        label_smoothing: Of the cross-entropy (Szegedy et al. 2016).
-        accumulate: Batches whose mean gradient makes one optimizer step.
+            makes one of torch's schedulers for an optimizer. It moves after every optimizer step, and starts anew in
+            every fit. `ReduceLROnPlateau` moves after every epoch, by `val_loss`.
+        schedule_options: Other arguments of a named schedule, such as `{"warmup": 0.1}`.
+        loss: A function of logits and labels that gives their mean loss, or a module, which is moved to the device;
+            None for cross-entropy.
+        label_smoothing: Label smoothing of the cross-entropy, 0..1 (Szegedy et al. 2016).
+        accumulate: How many batches give their mean gradient to one optimizer step.
         clip_norm: The highest norm of all gradients together; None for no limit.
-        precision: `"fp32"`, `"bf16"`, `"fp16"` (with gradient scaling), or `"auto"` for the fastest that the device
-            has in hardware.
-        compile: Run the model through `torch.compile`; the first steps then take long, and a CPU needs a C++ compiler.
+        precision: `"fp32"`, `"bf16"`, `"fp16"` (with gradient scaling), or `"auto"`, the fastest that the device has in
+            hardware.
+        compile: Run the model through `torch.compile`. The first steps then take long, and a CPU needs a C++ compiler.
         channels_last: Keep images and convolutions as `[N, H, W, C]` in memory, which is faster for most nets.
-        deterministic: Ask torch for deterministic algorithms. On the CPU that costs nothing measurable; on CUDA some
-            layers get slower, and one without such an algorithm raises.
-        device: `"auto"` takes CUDA, MPS or CPU, the first at hand.
-        callbacks: Called at six moments of the fit, in this order, a `Checkpoint` last; see `Callback`.
-        seed: Seeds Python, NumPy and torch when a fit starts; None leaves them alone. (What the model starts from
-            was drawn before: see `seed_everything`.)
-        progress: Show a progress bar, if this is a terminal.
+        deterministic: Ask torch for deterministic algorithms. On CUDA some layers get slower, and a layer that has no
+            such algorithm raises; on the CPU nothing changes.
+        device: `"auto"` takes the first of CUDA, MPS and CPU that is there.
+        callbacks: Callbacks, whose hooks run in this order; those of a `Checkpoint` run last.
+        seed: Seeds Python, NumPy and torch when a fit starts; None leaves them alone. The initial weights were drawn
+            before: see `seed_everything`.
+        progress: Show the progress of the fit.
 
     Attributes:
-        history: One dict an epoch, over all fits.
+        history: One dict for each epoch, over all fits.
         epoch: Epochs completed, over all fits.
-        epochs: The count of epochs at which the present fit ends.
-        batch: Batches done in the present epoch.
-        step: Optimizer steps taken, over all fits.
-        lr: Learning rate of the last step (of the first parameter group).
-        tally: What the present epoch has seen so far.
-        last_loss: Loss of the last batch, a tensor on the device: to read it is to wait for it.
-        eval_model: What is evaluated and saved: the model, or its average where a callback keeps one.
+        end_epoch: The value of `epoch` at which the present fit ends.
+        batches_done: Batches done in the present epoch.
+        global_step: Optimizer steps taken, over all fits.
+        lr: Learning rate of the last step, of the first parameter group.
+        metrics: Loss and accuracy of the present epoch so far.
+        last_loss: Loss of the last batch, a tensor on the device. Reading it waits for the device.
+        eval_model: The model that is evaluated and saved: the model itself, or its average if a callback keeps one.
         interrupted: Whether Ctrl-C or SIGTERM ended the last fit.
-        failed: Whether an error ended it, so that its state may be torn.
-        world: The processes that train together; `world.is_main` in the one that writes.
+        failed: Whether an error ended the last fit, so that the weights may be torn.
+        world: The processes that train together; `world.is_main` is true in the one that writes.
     """
 
     @checked
@@ -310,15 +311,14 @@ class Trainer:
         An epoch that is cut short leaves no row in the history. Other processes stop within 50 batches.
 
         Examples:
+            >>> from cifarnets import Trainer, create
+            >>> from cifarnets.datasets import BatchLoader, SyntheticCIFAR10
             >>> from cifarnets.training import Callback
-            >>> class StopEarly(Callback):
+            >>> class StopAfterOne(Callback):
             ...     def on_epoch_end(self, trainer):
             ...         trainer.stop()
-            >>> from cifarnets import Trainer
-            >>> from cifarnets.datasets import BatchLoader, SyntheticCIFAR10
-            >>> from cifarnets.models import create
-            >>> trainer = Trainer(create("convnet"), callbacks=[StopEarly()], progress=False)
-            >>> len(trainer.fit(BatchLoader(SyntheticCIFAR10(size=100)), epochs=5))
+            >>> trainer = Trainer(create("convnet"), callbacks=[StopAfterOne()], progress=False)
+            >>> len(trainer.fit(BatchLoader(SyntheticCIFAR10(size=100)), epochs=9))
             1
         """
         self._stopping = True
@@ -327,15 +327,14 @@ class Trainer:
         """Run one batch forward and backward, and take an optimizer step when enough batches are accumulated.
 
         Examples:
-            >>> from cifarnets import Trainer
+            >>> from cifarnets import Trainer, create
             >>> from cifarnets.datasets import BatchLoader, SyntheticCIFAR10
-            >>> from cifarnets.models import create
-            >>> loader = BatchLoader(SyntheticCIFAR10(size=100), 50)
-            >>> trainer = Trainer(create("convnet"), progress=False)
-            >>> with trainer.rehearsal(loader) as batches:
-            ...     trainer.train_step(next(batches))
-            ...     trainer.batches_done
-            1
+            >>> trainer, loader = Trainer(create("convnet")), BatchLoader(SyntheticCIFAR10(size=100))
+            >>> trainer.plan(loader, epochs=3)
+            >>> for batch in trainer.feed.shards():
+            ...     trainer.train_step(batch)
+            >>> trainer.batches_done, trainer.global_step
+            (2, 2)
 
         Args:
             batch: This process's shard, on any device; labels `[B]`, or weights of the classes `[B, K]`.
@@ -361,13 +360,12 @@ class Trainer:
         """Return all that the rest of the fit depends on, as a `Checkpoint` writes it; every process must ask.
 
         Examples:
-            >>> from cifarnets import Trainer
+            >>> from cifarnets import Trainer, create
             >>> from cifarnets.datasets import BatchLoader, SyntheticCIFAR10
-            >>> from cifarnets.models import create
-            >>> loader = BatchLoader(SyntheticCIFAR10(size=100), 50)
-            >>> trainer = Trainer(create("convnet"), progress=False)
-            >>> trainer.state_dict()["progress"]["epoch"]
-            0
+            >>> trainer, loader = Trainer(create("convnet")), BatchLoader(SyntheticCIFAR10(size=100))
+            >>> trainer.plan(loader, epochs=3)
+            >>> trainer.state_dict()["progress"]["epochs"]
+            3
         """
         waiting = self.batches_done % self.accumulate  # batches whose gradients no step has used yet
         return {
@@ -397,18 +395,14 @@ class Trainer:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over the state of the same fit, so that the next epoch is the one that it was taken in.
 
+        All of the state is checked before anything is changed.
+
         Examples:
-            >>> from cifarnets import Trainer
+            >>> from cifarnets import Trainer, create
             >>> from cifarnets.datasets import BatchLoader, SyntheticCIFAR10
-            >>> from cifarnets.models import create
-            >>> loader = BatchLoader(SyntheticCIFAR10(size=100), 50)
-            >>> trainer = Trainer(create("convnet"), progress=False)
-            >>> history = trainer.fit(loader, epochs=1)
-            >>> again = Trainer(create("convnet"), progress=False)
-            >>> again.plan(loader, epochs=1)
-            >>> again.load_state_dict(trainer.state_dict())
-            >>> again.epoch
-            1
+            >>> trainer, loader = Trainer(create("convnet")), BatchLoader(SyntheticCIFAR10(size=100))
+            >>> trainer.plan(loader, epochs=3)
+            >>> trainer.load_state_dict(trainer.state_dict())
 
         Raises:
             InputError: It is the state of another model, optimizer, schedule or loader, or it is damaged; the trainer
@@ -452,13 +446,14 @@ class Trainer:
         The model, the optimizer, the history and the random numbers are afterwards as they were.
 
         Examples:
-            >>> from cifarnets import Trainer
+            >>> from cifarnets import Trainer, create
             >>> from cifarnets.datasets import BatchLoader, SyntheticCIFAR10
-            >>> from cifarnets.models import create
-            >>> loader = BatchLoader(SyntheticCIFAR10(size=100), 50)
-            >>> trainer = Trainer(create("convnet"), progress=False)
+            >>> trainer, loader = Trainer(create("convnet")), BatchLoader(SyntheticCIFAR10(size=100))
+            >>> trainer.plan(loader, epochs=3)
             >>> with trainer.rehearsal(loader) as batches:
             ...     trainer.train_step(next(batches))
+            ...     trainer.global_step
+            1
             >>> trainer.global_step
             0
 
