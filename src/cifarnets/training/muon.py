@@ -67,6 +67,8 @@ class ConvMuon(Optimizer):
     ) -> None:
         if not (bias_lr > 0 and head_lr > 0):
             raise ValueError("bias_lr and head_lr must be above 0")
+        if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= 100:
+            raise ValueError("steps must be a whole number from 1 to 100")
         kinds: dict[str, dict[str, Any]] = {
             "filter": {"lr": lr, "momentum": momentum, "muon": True},
             "bias": {"lr": bias_lr, "momentum": sgd_momentum, "muon": False},
