@@ -122,7 +122,10 @@ def test_no_epochs_are_refused(net: MakeNet, loader: BatchLoader, epochs: Any) -
         ({"loss": nn.CrossEntropyLoss}, "write loss=CrossEntropyLoss(), with brackets"),
         ({"loss": 5}, "loss of Trainer must be a function or nothing, not 5"),
         ({"optimizer": "adamw", "optimizer_options": {"capturable": True}}, "AdamW refuses {'capturable': True}"),
-        ({"optimizer": "convmuon", "optimizer_options": {"steps": "x"}}, "with {'steps': 'x'}: steps must be a whole number"),
+        (
+            {"optimizer": "convmuon", "optimizer_options": {"steps": "x"}},
+            "with {'steps': 'x'}: steps must be a whole number",
+        ),
         ({"device": "gpu"}, "device 'gpu' cannot be used here"),
         ({"precision": "fp64"}, "precision of Trainer must be one of 'auto', 'fp32', 'bf16', 'fp16', not 'fp64'"),
         ({"optimizer": "sdg"}, "unknown optimizer 'sdg'. Did you mean 'sgd'?"),
