@@ -30,13 +30,6 @@ def trainer(model: nn.Module | None = None, **options: Any) -> Trainer:
     return Trainer(model or create("convnet"), device="cpu", progress=False, **options)
 
 
-def torchs_pooling() -> nn.Module:
-    """The article's net without `cifarnets.models.pooling`."""
-    model = create("convnet")
-    model.pool1, model.pool2 = nn.MaxPool2d(2), nn.MaxPool2d(2)
-    return model
-
-
 def ours(cifar3: ImageDataset, **options: Any) -> Callable[[], object]:
     loader = BatchLoader(cifar3, 64, True, device="cpu", seed=0, channels_last=options.get("channels_last", False))
     fit = trainer(**options)
@@ -127,7 +120,6 @@ def main() -> None:
         contenders["Trainer and BatchLoader, bf16 too"] = ours(cifar3, **FAST, precision="bf16")
         bf16 = {**FAST, "precision": "bf16", "compile": True}
         contenders["Trainer and BatchLoader, bf16 and compiled"] = ours(cifar3, **bf16)
-        contenders["… compiled with torch's own pooling"] = ours(cifar3, model=torchs_pooling(), **bf16)
     with tempfile.TemporaryDirectory() as cache:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache  # an empty one, so that all is compiled
         first = []
