@@ -559,7 +559,7 @@ class TestTrain:
         assert capsys.readouterr().out == folder
         Path("here/model.safetensors").unlink()
         message = fails(capsys, "evaluate", "here")
-        assert "the folder 'here' holds no model.safetensors" in message
+        assert "the folder 'here' has no model.safetensors" in message
         assert "cifarnets train --resume here" in message
 
     def test_where_nothing_can_be_written(self, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,21 +18,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import cifarnets
 from cifarnets._terminal import printable, rounded
 from cifarnets.datasets import (
-    ARTICLE_MEAN,
-    ARTICLE_STD,
     BatchLoader,
     CIFAR10Normalized,
-    ImageDataset,
     SyntheticCIFAR10,
-    cifar_subset,
+    dataset_for,
     download_cifar10,
+    find_cifar10,
 )
-from cifarnets.datasets.files import data_root, is_complete
 from cifarnets.errors import (
     CifarNetsError,
     DataCorruptError,
@@ -40,7 +37,6 @@ from cifarnets.errors import (
     DownloadError,
     InputError,
     OutputError,
-    WeightsError,
 )
 from cifarnets.models.metadata import get_meta
 from cifarnets.prediction import Prediction, Preprocessing, find_pictures, predict
@@ -49,9 +45,6 @@ from cifarnets.recipes.recipe import read_recipe, recipe_name
 from cifarnets.training import ArticleLog, Callback, Trainer
 from cifarnets.training.checkpoint import CHECKPOINT_FILE
 from cifarnets.weights.index import Release, mean_and_std, releases
-
-MODEL_FILE = "model.safetensors"
-"""The file of a run folder that holds the trained model."""
 
 PICTURES_AT_ONCE = 64
 """Pictures that go through the model together; what they are is printed before the next ones."""
@@ -261,17 +254,10 @@ def _advise(folder: Path, options: argparse.Namespace, ending: _Ending) -> None:
 
 def evaluate(options: argparse.Namespace) -> None:
     """Measure a model on the images of its classes, normalised as in its training."""
-    model = _load(options.weights)
+    model = cifarnets.load(options.weights)
     meta = get_meta(model)
     assert meta is not None  # load gives registered models only
-    mean, std = meta.mean or ARTICLE_MEAN, meta.std or ARTICLE_STD
-    is_train = options.split == "train"
-    full: ImageDataset
-    if meta.training.get("synthetic"):
-        full = SyntheticCIFAR10(is_train, mean=mean, std=std)
-    else:
-        full = CIFAR10Normalized(options.data_root, train=is_train, mean=mean, std=std)
-    dataset = cifar_subset(full, meta.classes) if meta.classes else full
+    dataset = dataset_for(meta, options.data_root, train=options.split == "train")
     loader = BatchLoader(dataset, 1000, device=options.device)
     result = cifarnets.evaluate(model, loader, device=options.device, tta=options.tta)
     if options.json:
@@ -280,25 +266,12 @@ def evaluate(options: argparse.Namespace) -> None:
         _print(str(result))
 
 
-def _load(source: str) -> nn.Module:
-    """A model, also out of the folder of a run."""
-    folder = Path(source).expanduser()
-    if not folder.is_dir():
-        return cifarnets.load(source)
-    if not (folder / MODEL_FILE).is_file():
-        hint = (
-            f" Its run has not ended: cifarnets train --resume {source}." if (folder / CHECKPOINT_FILE).exists() else ""
-        )
-        raise WeightsError(f"the folder {source!r} holds no {MODEL_FILE}, the model of a run.{hint}")
-    return cifarnets.load(folder / MODEL_FILE)
-
-
 def predict_files(options: argparse.Namespace) -> int:
     """Classify picture files, say which could not be used, and end with 1 if there were any."""
     if sum((options.csv, options.jsonl, options.json)) > 1:
         raise UsageError("choose one of --csv, --jsonl and --json.")
     _check_order(options)
-    model = _load(options.weights)
+    model = cifarnets.load(options.weights)
     preprocessing = Preprocessing.of(model, options.mean, options.std)
     names: Iterable[str | CifarNetsError] = _file_names(options.images)
     total = None
@@ -481,7 +454,7 @@ def demo(options: argparse.Namespace) -> None:
     result = _run(recipe, folder, options, callbacks=[ArticleLog(every=1)], progress=sys.stderr.isatty())
     _print(f"\nOn the test images:\n{result.evaluations['test']}\n")
 
-    path = result.folder / MODEL_FILE
+    path = result.folder / "model.safetensors"
     model = cifarnets.load(path)
     test = recipe.dataset(False, options.data_root)
     loader = BatchLoader(test, 1000, device=options.device)
@@ -508,10 +481,10 @@ def demo(options: argparse.Namespace) -> None:
 
 def _find_cifar10(options: argparse.Namespace) -> bool:
     """Whether CIFAR-10 is there, after a short try to download it; prints in one line where it is, or why not."""
-    root = data_root(options.data_root)
-    if not is_complete(root):
+    root = find_cifar10(options.data_root)
+    if root is None:
         try:
-            download_cifar10(root, time_limit=45)
+            root = download_cifar10(options.data_root, time_limit=45)
         except (DataCorruptError, DownloadError, OutputError) as error:
             reason = " ".join(str(error).split())
             _print(f"No CIFAR-10 here, and no download: {reason} Drawing a synthetic set instead.")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, Subset
 
-from cifarnets.errors import InputError
+from cifarnets.errors import InputError, brief
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -339,13 +339,13 @@ def _as_tensor(values: Any, name: str) -> Tensor:
             return torch.from_numpy(np.array(values))
         return torch.as_tensor(values, device="cpu")
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise InputError(f"{name} must be whole numbers, not {_shorten(values)}.") from error
+        raise InputError(f"{name} must be whole numbers, not {brief(values)}.") from error
 
 
 def _chosen(indices: Any, count: int) -> Tensor:
     """Indices, or a mask, as int64 `[M]`."""
     if isinstance(indices, (Set, Mapping)) or not isinstance(indices, Iterable):
-        raise InputError(f"indices must be a list, an array or a tensor, not {_shorten(indices)}.")
+        raise InputError(f"indices must be a list, an array or a tensor, not {brief(indices)}.")
     found = _as_tensor(indices if isinstance(indices, (Tensor, np.ndarray)) else list(indices), "indices")
     if found.dtype == torch.bool:
         if tuple(found.shape) != (count,):
@@ -353,23 +353,23 @@ def _chosen(indices: Any, count: int) -> Tensor:
         return found.nonzero().flatten()
     chosen = whole_numbers(found, "indices")
     if chosen.ndim != 1 or (chosen.numel() and not -count <= int(chosen.min()) <= int(chosen.max()) < count):
-        raise InputError(f"indices must be a list of numbers from 0 to {count - 1}, not {_shorten(indices)}.")
+        raise InputError(f"indices must be a list of numbers from 0 to {count - 1}, not {brief(indices)}.")
     return chosen
 
 
 def _class_names(classes: Any) -> tuple[str, ...]:
     """The class names as a tuple, or why they cannot be used."""
     if isinstance(classes, (str, bytes)) or not isinstance(classes, Iterable) or getattr(classes, "ndim", 1) < 1:
-        raise InputError(f"classes must be a list of names, not {_shorten(classes)}.")
+        raise InputError(f"classes must be a list of names, not {brief(classes)}.")
     if isinstance(classes, Set):
         raise InputError(
-            f"classes must be in an order, which a set has not: sorted({_shorten(classes)}) is a list in one."
+            f"classes must be in an order, which a set has not: sorted({brief(classes)}) is a list in one."
         )
     names = tuple(classes)
     strangers = [name for name in names if not isinstance(name, str)]
     if strangers:
         raise InputError(
-            f"class names must be text, not {type(strangers[0]).__name__} ({_shorten(strangers[0])}): "
+            f"class names must be text, not {type(strangers[0]).__name__} ({brief(strangers[0])}): "
             "[str(name) for name in classes] makes text of numbers."
         )
     return tuple(str(name) for name in names)  # NumPy's text becomes Python's
@@ -384,11 +384,11 @@ def _constants(
         means, stds = tuple(map(float, mean)), tuple(map(float, std))
     except (TypeError, ValueError) as error:
         raise InputError(
-            f"mean and std must be lists of numbers, one for each channel, not {_shorten(mean)} and {_shorten(std)}."
+            f"mean and std must be lists of numbers, one for each channel, not {brief(mean)} and {brief(std)}."
         ) from error
     if len(means) != channels or len(stds) != channels:
         raise InputError(
-            f"images of {channels} channels need {channels} means and stds, not {_shorten(means)} and {_shorten(stds)}."
+            f"images of {channels} channels need {channels} means and stds, not {brief(means)} and {brief(stds)}."
         )
     if not all(value > 0 for value in stds):
         raise InputError(f"every std must be above 0, not {stds}.")
@@ -402,9 +402,3 @@ def _columns(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> tup
     mean, std = _constants(mean, std, images.shape[-3] if images.ndim > 2 else 0)
     columns = torch.tensor([mean, std], dtype=images.dtype, device=images.device).view(2, -1, 1, 1)
     return columns[0], columns[1]
-
-
-def _shorten(value: object) -> str:
-    """A value for a message, not a page of it."""
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}…"

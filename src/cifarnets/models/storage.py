@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
@@ -206,11 +207,14 @@ def _find_file(source: str | os.PathLike[str]) -> Path:
         return path
     if (path / hub.DEFAULT_FILE).is_file():
         return path / hub.DEFAULT_FILE
-    others = ", ".join(sorted(brief(other.name, quotes=False) for other in path.glob("*.safetensors"))[:5])
-    raise WeightsError(
-        f"the folder {brief(str(source))} has no {hub.DEFAULT_FILE}"
-        + (f"; name one of its files: {others}." if others else ", as the folder of a finished run has.")
-    )
+    names = sorted(other.name for other in path.glob("*.safetensors"))
+    if "checkpoint.safetensors" in names:
+        advice = f"its run has not ended: cifarnets train --resume {shlex.quote(str(source))} continues it."
+    elif names:
+        advice = f"name one of its files: {', '.join(brief(name, quotes=False) for name in names[:5])}."
+    else:
+        advice = "the folder of a finished run has one."
+    raise WeightsError(f"the folder {brief(str(source))} has no {hub.DEFAULT_FILE}; {advice}")
 
 
 def _load_file(path: Path) -> nn.Module:

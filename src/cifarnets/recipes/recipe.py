@@ -29,6 +29,8 @@ RELEASE = "release"
 """The table of a recipe's file that tells of the published runs; it is no part of the recipe."""
 LARGEST_FILE = 16_000
 """Bytes of a TOML file: the time that a reader takes grows with the square of a hostile one."""
+MOST_DOTS = 100
+"""Dots in a line of a TOML file: the reader walks down a dotted key part by part, for every part again."""
 LARGEST_NUMBER = 2**63
 """What a seed must be below; torch and JSON readers take no larger number."""
 
@@ -280,6 +282,8 @@ def read_recipe(name: str | os.PathLike[str]) -> dict[str, Any]:
             text = file.read(LARGEST_FILE + 1)
         if len(text) > LARGEST_FILE:
             raise ValueError(f"it is larger than {LARGEST_FILE:,} bytes")
+        if any(line.count(b".") > MOST_DOTS for line in text.splitlines()):
+            raise ValueError(f"a line has more than {MOST_DOTS} dots")
         content: dict[str, Any] = tomllib.loads(text.decode())
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"cannot read the recipe {str(name)!r}: {error}.") from error
