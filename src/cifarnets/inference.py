@@ -3,7 +3,7 @@
 import os
 import threading
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -253,6 +253,32 @@ def match_data(model: nn.Module, loader: object) -> tuple[str, ...] | None:
             "resize them."
         )
     return own or (None if classes is None else tuple(classes))
+
+
+def refuse_test_set(loader: object, user: str) -> None:
+    """Refuse to choose on images that are visibly a test set, ours or torchvision's.
+
+    Args:
+        loader: What the choice would be made on.
+        user: Who would choose, for the message.
+
+    Raises:
+        InputError: They are a test set.
+    """
+    if _is_test(loader):
+        raise InputError(
+            f"{user} would choose on the test set, whose figures would then be too good to be true: hold out a "
+            "part of the training set with train_val_split, or say allow_test=True."
+        )
+
+
+def _is_test(loader: Any) -> bool:
+    source = loader
+    while hasattr(source, "dataset"):  # that of a loader, and of torch's Subset
+        source = source.dataset
+    if hasattr(source, "datasets"):  # torch's ConcatDataset
+        return any(map(_is_test, source.datasets))
+    return getattr(source, "split", None) == "test" or getattr(source, "train", None) is False
 
 
 def name_outputs(classes: Sequence[str] | None, outputs: int) -> tuple[str, ...]:
