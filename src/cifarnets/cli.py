@@ -34,6 +34,7 @@ examples:
   cifarnets train --recipe convnet.cifar3 --seed 1     `cifarnets recipes` lists them
   cifarnets evaluate runs/convnet
   cifarnets predict runs/convnet plane.png ship.jpg --topk 3
+  cifarnets push runs/convnet me/convnet               on the Hugging Face Hub, with a card
 
 CIFAR-10 is looked for in --data-root; without it in $CIFARNETS_DATA; without both in the user's cache folder.
 Exit status: 0 success, 1 failure, 2 bad usage, 130 stopped by Ctrl-C, 143 stopped by SIGTERM.
@@ -330,6 +331,27 @@ def _positive(text: str) -> int:
     return value
 
 
+def _push(options: _Options) -> None:
+    options.add_model()
+    options.add("repo", metavar="OWNER/REPO", help="the repository on the Hub, which is made if there is none")
+    options.add("--revision", metavar="BRANCH", help="the branch to push to (default: main)")
+    options.add("--private", action="store_true", help="make a repository that only its owner can see")
+    options.add("--license", metavar="ID", help="of the weights: mit, apache-2.0, cc-by-4.0 …")
+    options.add_json()
+
+
+def _pull(options: _Options) -> None:
+    options.add("address", metavar="hf://OWNER/REPO", help="with @REVISION and /FILE after it, where they matter")
+    options.add("folder", nargs="?", type=Path, help="where to put the files (default: a new folder here, named REPO)")
+    options.add("--sha256", dest="expected_sha256", metavar="HEX", help="refuse a weight file with another SHA-256")
+
+
+def _card(options: _Options) -> None:
+    options.add_model()
+    options.add("--repo", metavar="OWNER/REPO", default="owner/repo", help="the repository that its snippets load from")
+    options.add("--license", metavar="ID", help="of the weights: mit, apache-2.0, cc-by-4.0 …")
+
+
 def _list_of(kind: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
     def read(text: str) -> tuple[Any, ...]:
         try:
@@ -361,4 +383,10 @@ COMMANDS: dict[str, tuple[str, Callable[[_Options], None]]] = {
     "train": ("train a model on CIFAR-10 and keep the run in a folder", _train),
     "evaluate": ("measure a model on CIFAR-10", _evaluate),
     "predict": ("classify pictures", _predict),
+    "card": ("print the card that a model has on the Hub", _card),
+    "push": (
+        "publish a model on the Hugging Face Hub, with its card (log in first: hf auth login, or HF_TOKEN)",
+        _push,
+    ),
+    "pull": ("fetch a model with its card from the Hugging Face Hub", _pull),
 }
