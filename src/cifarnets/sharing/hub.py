@@ -244,6 +244,8 @@ def _explained(repo: str, revision: str | None) -> Iterator[None]:
             reason = "your token may not write there: choose another owner, or a token with the right to write."
         elif isinstance(error, json.JSONDecodeError):
             reason = "what answers is not the Hub: look at HF_ENDPOINT, and at your proxy."
+        elif isinstance(error, ValueError) and not status:  # the Hub's answer about the card, in several lines
+            reason = brief(" ".join(str(error).split()), 600, quotes=False)
         else:
             reason = reason_of(error)
         raise UploadError(f"cannot push to {repo!r}: {reason}") from error
