@@ -1,4 +1,4 @@
-"""A small Hub on the loopback: the calls that huggingface_hub makes to create, commit, describe and resolve; and faults."""
+"""A small Hub on the loopback: what huggingface_hub asks to create, commit, describe and resolve; and faults."""
 
 import base64
 import contextlib
@@ -10,7 +10,7 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -89,7 +89,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_HEAD(self) -> None:
         self.answer()
 
-    do_GET = do_POST = do_PUT = do_HEAD  # noqa: N815
+    do_GET = do_POST = do_PUT = do_HEAD
 
     def answer(self) -> None:
         self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
@@ -102,9 +102,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if how == "drop":
             self.close_connection = True
         elif how == "html":
-            self.reply(200, b"<!DOCTYPE html><html><body>Please log in to the network</body></html>", ETag='"web"')
+            self.reply(200, b"<!DOCTYPE html><html><body>Please log in to the network</body></html>", {"ETag": '"web"'})
         elif isinstance(how, int):
-            self.reply(how, b'{"error": "not now"}', **({"Retry-After": "3600"} if how == 429 else {}))
+            self.reply(how, b'{"error": "not now"}', {"Retry-After": "3600"} if how == 429 else {})
         else:
             self.route(path, cut=how == "cut")
 
@@ -128,10 +128,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
             r"/lfs/([^/]+/[^/]+)/(\w+)": self.store,
             r"/verify/([^/]+/[^/]+)": self.verify,
             r"/([^/]+/[^/]+)/resolve/((?:refs/pr/)?[^/]+)/(.+)": self.resolve,
-            r"/cdn/([^/]+/[^/]+)/(\w+)": lambda repo, oid: self.deliver(self.hub.stored[oid], oid, cut),
+            r"/cdn/([^/]+/[^/]+)/(\w+)": lambda repo, oid: self.deliver(self.hub.stored[oid], oid, {}, cut=cut),
         }.items():
             if found := re.fullmatch(pattern, path):
-                return method(*found.groups())  # type: ignore[operator, no-any-return]
+                return method(*found.groups())  # type: ignore[operator]
         return self.json(404, {"error": f"no such page: {path}"})
 
     # --- who, and what of
@@ -168,13 +168,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def validate(self) -> None:
         data = yaml.safe_load(json.loads(self.body)["content"].split("---\n")[1])
         errors = [f'"license" must be one of {sorted(LICENSES)}'] if data.get("license") not in LICENSES else []
-        for key in ("library_name", "pipeline_tag"):
-            if not isinstance(data.get(key), str):
-                errors.append(f'"{key}" must be a string')
-        for entry in data.get("model-index", []):
-            for result in entry["results"]:
-                if not {"task", "dataset", "metrics"} <= result.keys():
-                    errors.append('"model-index" is incomplete')
+        errors += [f'"{key}" must be a string' for key in ("library_name", "pipeline_tag") if key not in data]
+        results = [result for entry in data.get("model-index", []) for result in entry["results"]]
+        if not all({"task", "dataset", "metrics"} <= result.keys() for result in results):
+            errors.append('"model-index" is incomplete')
         self.json(400 if errors else 200, {"errors": [{"message": error} for error in errors], "warnings": []})
 
     def describe(self, name: str, revision: str | None) -> None:
@@ -261,33 +258,35 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return
         content = repo.commits[sha].get(path)
         if content is None:
-            self.fail(404, "EntryNotFound", **{"X-Repo-Commit": sha})
+            self.fail(404, "EntryNotFound")
             return
         oid = hashlib.sha256(content).hexdigest()
         if is_large(path):  # lies elsewhere, as on the Hub
             self.hub.stored[oid] = content
             linked = {"X-Linked-Size": str(len(content)), "X-Linked-ETag": f'"{oid}"', "X-Repo-Commit": sha}
             elsewhere = self.hub.url.replace("127.0.0.1", "localhost")
-            self.reply(302, b"", Location=f"{elsewhere}/cdn/{name}/{oid}", **linked)
+            self.reply(302, b"", {"Location": f"{elsewhere}/cdn/{name}/{oid}", **linked})
         else:
-            self.deliver(content, blob(content), False, **{"X-Repo-Commit": sha})
+            self.deliver(content, blob(content), {"X-Repo-Commit": sha})
 
-    def deliver(self, content: bytes, etag: str, cut: bool, **headers: str) -> None:
+    def deliver(self, content: bytes, etag: str, headers: Mapping[str, str], *, cut: bool = False) -> None:
         start = int((re.match(r"bytes=(\d+)-", self.headers.get("Range", "")) or [0, 0])[1])
         part = {"Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"} if start else {}
-        self.reply(206 if start else 200, content[start:], cut, ETag=f'"{etag}"', **part, **headers)
+        self.reply(206 if start else 200, content[start:], {"ETag": f'"{etag}"', **part, **headers}, cut=cut)
 
     # --- answers
 
-    def fail(self, status: int, code: str, **headers: str) -> None:
-        self.reply(status, b"", **{"X-Error-Code": code, "X-Error-Message": code}, **headers)
+    def fail(self, status: int, code: str) -> None:
+        self.reply(status, b"", {"X-Error-Code": code, "X-Error-Message": code})
 
     def json(self, status: int, content: Any) -> None:
-        self.reply(status, json.dumps(content).encode(), **{"Content-Type": "application/json"})
+        self.reply(status, json.dumps(content).encode(), {"Content-Type": "application/json"})
 
-    def reply(self, status: int, content: bytes, cut: bool = False, **headers: str) -> None:
+    def reply(
+        self, status: int, content: bytes, headers: Mapping[str, str] | None = None, *, cut: bool = False
+    ) -> None:
         self.send_response(status)
-        for key, value in headers.items():
+        for key, value in (headers or {}).items():
             self.send_header(key, value)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()

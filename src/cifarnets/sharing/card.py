@@ -404,4 +404,4 @@ def _number(table: Mapping[str, Any], key: str) -> float | None:
 
 def _plain(text: object) -> str:
     """A text of a header on one line, without what Markdown would obey."""
-    return "".join(" " if c in "`|<>[]\\\n" else c for c in printable(text))[:500]
+    return printable("".join(" " if c in "`|<>[]\\\r\n" else c for c in str(text)))[:500]
