@@ -10,13 +10,16 @@ import re
 import subprocess
 import sys
 import threading
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+import pytest
 import yaml
+from huggingface_hub import constants
 
 TOKENS = {"hf_me": "me", "hf_other": "other"}
 LICENSES = {"mit", "apache-2.0", "cc-by-4.0", "unknown", "other"}
@@ -104,7 +107,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         elif how == "html":
             self.reply(200, b"<!DOCTYPE html><html><body>Please log in to the network</body></html>", {"ETag": '"web"'})
         elif isinstance(how, int):
-            self.reply(how, b'{"error": "not now"}', {"Retry-After": "3600"} if how == 429 else {})
+            how_long = "3600" if self.hub.fault(line) else "1"
+            self.reply(how, b'{"error": "not now"}', {"Retry-After": how_long} if how == 429 else {})
         else:
             self.route(path, cut=how == "cut")
 
@@ -223,7 +227,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if hashlib.sha256(self.body).hexdigest() != oid:
             return self.json(400, {"error": "not the announced bytes"})
         self.hub.stored[oid] = self.body
-        return self.reply(200, b"")
+        return self.reply(200, b"", {})
 
     def verify(self, name: str) -> None:
         wanted = json.loads(self.body)
@@ -282,11 +286,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def json(self, status: int, content: Any) -> None:
         self.reply(status, json.dumps(content).encode(), {"Content-Type": "application/json"})
 
-    def reply(
-        self, status: int, content: bytes, headers: Mapping[str, str] | None = None, *, cut: bool = False
-    ) -> None:
+    def reply(self, status: int, content: bytes, headers: Mapping[str, str], *, cut: bool = False) -> None:
         self.send_response(status)
-        for key, value in (headers or {}).items():
+        for key, value in headers.items():
             self.send_header(key, value)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
@@ -310,6 +312,23 @@ def serving(hub: Hub) -> Iterator[Hub]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+@contextlib.contextmanager
+def published(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Iterator[Hub]:
+    """A Hub for this very process, and a token for `me`."""
+    with serving(Hub()) as hub:
+        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+        template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder / "hub-cache"))
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True, raising=False)
+        monkeypatch.setenv("HF_TOKEN", "hf_me")
+        monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        with warnings.catch_warnings():
+            # How huggingface_hub uploads a file is deprecated by the network library beneath it.
+            warnings.filterwarnings("ignore", "Use 'content=", DeprecationWarning)
+            yield hub
 
 
 # huggingface_hub reads its environment when it is imported, so each set of steps has a process of its own. What waits

@@ -405,6 +405,7 @@ def test_each_error_becomes_one_of_ours(
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda url, timeout: None)
+    monkeypatch.setattr(hub, "PAUSES", ())
     with pytest.raises(error, match=message) as info:
         hub.fetch("hf://me/nets")
     assert info.value.__cause__ is raised

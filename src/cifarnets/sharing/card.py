@@ -75,7 +75,7 @@ def model_card(
     if meta is None:
         raise InputError(f"{type(unwrap(model)).__name__} has no meta to write a card from: register its class.")
     name, results = name_of(meta), _eval_results(meta)
-    licence = license or _text(meta.provenance, "license") or "unknown"
+    licence = _plain(license or _text(meta.provenance, "license") or "unknown")
     data = ModelCardData(
         license=licence,
         library_name="cifarnets",

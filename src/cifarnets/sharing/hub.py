@@ -99,11 +99,14 @@ def push(
             `model.meta`.
 
     Raises:
-        InputError: The repository has another form of name; or `private` was asked for, and it is there and public.
+        InputError: The repository or the branch has another form of name; or `private` was asked for, and the
+            repository is there and public.
         WeightsError: The model could not be loaded again, or the file cannot be read.
         UploadError: The Hub cannot be reached, or does not take the files. The message says why.
     """
     repo = _repository(repo)
+    if revision is not None and not re.fullmatch(r"\w[\w./+-]{0,200}", revision, re.ASCII):
+        raise InputError(f"revision must be the name of a branch, or refs/pr/1 and the like, not {brief(revision)}.")
     content, meta, card = prepare(model, repo, license)
     files = {
         DEFAULT_FILE: content,

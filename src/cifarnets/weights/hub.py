@@ -69,6 +69,7 @@ def fetch(address: str) -> Path:
             lambda: Path(hf_hub_download(repo, filename, revision=revision, library_name="cifarnets")),
             STALL_SECONDS,
             lambda: _cached_bytes(repo),
+            is_near=True,
         )
     except DownloadError:
         raise
@@ -154,13 +155,14 @@ def _why_unreachable(repo: str, revision: str | None, filename: str) -> Exceptio
     return None
 
 
-def ask(call: Callable[[], T], patience: float, progress: Callable[[], int] = lambda: 0) -> T:
+def ask(call: Callable[[], T], patience: float, progress: Callable[[], int] = lambda: 0, *, is_near: bool = False) -> T:
     """Make a call to the Hub, and make it again where the Hub says that it is busy or broken.
 
     Args:
         call: Asks the Hub.
         patience: Seconds without progress after which the call is given up.
         progress: A number that grows while the call makes progress.
+        is_near: The Hub has answered just now, so a connection that breaks is worth another try.
 
     Raises:
         Exception: What the call raises, in the end.
@@ -169,10 +171,13 @@ def ask(call: Callable[[], T], patience: float, progress: Callable[[], int] = la
     for pause in PAUSES:
         try:
             return _watch(call, patience, progress)
+        except TimeoutError:
+            raise
         except Exception as error:
-            status = status_of(error)
-            wanted = _wanted_pause(error)
-            if not (status == 429 or 500 <= status < 600) or wanted > LONGEST_PAUSE:
+            status, wanted = status_of(error), _wanted_pause(error)
+            has_broken = is_near and not status and not isinstance(error, (ValueError, FileNotFoundError))
+            is_passing = status == 429 or 500 <= status < 600 or has_broken
+            if not is_passing or wanted > LONGEST_PAUSE:
                 raise
             time.sleep(max(pause, wanted))
     return _watch(call, patience, progress)
@@ -180,13 +185,18 @@ def ask(call: Callable[[], T], patience: float, progress: Callable[[], int] = la
 
 def status_of(error: BaseException) -> int:
     """The status of the Hub's answer that an error is about; 0 if it is about none."""
-    return int(getattr(getattr(error, "response", None), "status_code", None) or 0)
+    return int(getattr(getattr(_unwrapped(error), "response", None), "status_code", None) or 0)
 
 
 def _wanted_pause(error: BaseException) -> float:
     """The seconds that the Hub asks to wait."""
-    text = str((getattr(getattr(error, "response", None), "headers", None) or {}).get("Retry-After", ""))
+    text = str((getattr(getattr(_unwrapped(error), "response", None), "headers", None) or {}).get("Retry-After", ""))
     return float(text) if re.fullmatch(r"\d{1,6}", text) else 0.0
+
+
+def _unwrapped(error: BaseException) -> BaseException:
+    """The error that huggingface_hub wraps into one that says only what was uploaded."""
+    return error.__cause__ if type(error) is RuntimeError and error.__cause__ is not None else error
 
 
 def _watch(call: Callable[[], T], patience: float, progress: Callable[[], int] = lambda: 0) -> T:
@@ -231,6 +241,7 @@ def _cached_bytes(repo: str) -> int:
 
 def reason_of(error: BaseException) -> str:
     """What went wrong, in a line: network libraries wrap the system's own words several times."""
+    error = _unwrapped(error)
     status = status_of(error)
     if status == 429:
         return (
