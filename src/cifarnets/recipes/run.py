@@ -248,7 +248,9 @@ def _provenance(recipe: Recipe, trainer: Trainer) -> dict[str, Any]:
 
 def _results(recipe: Recipe, evaluations: Mapping[str, Evaluation]) -> dict[str, Any]:
     """The measurements of a single run, under the names that those of released weights have."""
-    plain = evaluations["test"]
+    plain = evaluations.get("test")
+    if plain is None:
+        return {}
     augmented = evaluations[f"test ({recipe.tta})"].accuracy if recipe.tta else None
     return {
         "seed": recipe.seed,

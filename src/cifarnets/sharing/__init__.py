@@ -1,4 +1,4 @@
-"""A model leaves this library, or arrives."""
+"""A model leaves this library, or comes into it."""
 
 from cifarnets.sharing.card import model_card
 from cifarnets.sharing.hub import Pushed, pull, push

@@ -372,7 +372,8 @@ def _data(meta: ModelMeta) -> str:
     """The images of the training; empty where nobody knows."""
     if known := _text(meta.provenance, "data"):
         return known
-    trained = "model" in meta.training and not meta.training.get("synthetic")  # by a recipe, before files said on what
+    # A recipe trained it, before files said on what.
+    trained = "model" in meta.training and not (meta.training.get("synthetic") or meta.training.get("images"))
     return "CIFAR-10" if trained and meta.classes and set(meta.classes) <= set(CLASSES) else ""
 
 
