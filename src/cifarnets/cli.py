@@ -154,6 +154,11 @@ class _Options:
         """List the options that follow under a title of their own."""
         self._group = self._parser.add_argument_group(title)
 
+    def examples(self, text: str) -> None:
+        """Show this text after the options."""
+        self._parser.epilog = text
+        self._parser.formatter_class = argparse.RawDescriptionHelpFormatter
+
     def add(self, *names: str, **settings: Any) -> None:
         action = self._group.add_argument(*names, **settings)
         if action.option_strings:
@@ -338,18 +343,43 @@ def _push(options: _Options) -> None:
     options.add("--private", action="store_true", help="make a repository that only its owner can see")
     options.add("--license", metavar="ID", help="of the weights: mit, apache-2.0, cc-by-4.0 …")
     options.add_json()
+    options.examples("""\
+examples:
+  cifarnets push runs/convnet me/convnet --license mit
+  cifarnets push resnet20 me/resnet20                   released weights, byte by byte
+  cifarnets push runs/convnet me/convnet --private      for your eyes only
+  cifarnets push runs/convnet me/convnet --revision v2  on a branch of its own
+
+Log in first, with `hf auth login`, or set HF_TOKEN. `cifarnets card` shows the page that the model gets. What is
+pushed loads anywhere: cifarnets.load("hf://me/convnet").
+""")
 
 
 def _pull(options: _Options) -> None:
     options.add("address", metavar="hf://OWNER/REPO", help="with @REVISION and /FILE after it, where they matter")
     options.add("folder", nargs="?", type=Path, help="where to put the files (default: a new folder here, named REPO)")
     options.add("--sha256", dest="expected_sha256", metavar="HEX", help="refuse a weight file with another SHA-256")
+    options.examples("""\
+examples:
+  cifarnets pull hf://me/convnet                        into the folder convnet
+  cifarnets pull hf://me/convnet@v2 nets/v2             another branch, another folder
+  cifarnets pull hf://me/convnet --sha256 77a21772dc7b08aefa77b3a4959866443b17e69408325f137f4e542649c43b4a
+
+A file that is there already is not replaced by another one. HF_HUB_OFFLINE=1 takes what was fetched before.
+""")
 
 
 def _card(options: _Options) -> None:
     options.add_model()
     options.add("--repo", metavar="OWNER/REPO", default="owner/repo", help="the repository that its snippets load from")
     options.add("--license", metavar="ID", help="of the weights: mit, apache-2.0, cc-by-4.0 …")
+    options.examples("""\
+examples:
+  cifarnets card resnet20
+  cifarnets card runs/convnet --repo me/convnet --license mit > README.md
+
+`cifarnets push` publishes this page with the model. All of it comes from the weight file.
+""")
 
 
 def _list_of(kind: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
