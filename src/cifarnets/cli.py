@@ -414,9 +414,6 @@ COMMANDS: dict[str, tuple[str, Callable[[_Options], None]]] = {
     "evaluate": ("measure a model on CIFAR-10", _evaluate),
     "predict": ("classify pictures", _predict),
     "card": ("print the card that a model has on the Hub", _card),
-    "push": (
-        "publish a model on the Hugging Face Hub, with its card (log in first: hf auth login, or HF_TOKEN)",
-        _push,
-    ),
+    "push": ("publish a model on the Hugging Face Hub, with its card", _push),
     "pull": ("fetch a model with its card from the Hugging Face Hub", _pull),
 }

@@ -10,9 +10,10 @@ import huggingface_hub
 import pytest
 import torch
 import yaml
-from tests.sharing.loopback import Hub, Results, run, serving
+from tests.sharing.loopback import Hub, Results, published, run, serving
 
 import cifarnets
+from cifarnets.cli import main
 from cifarnets.errors import InputError, WeightsError
 from cifarnets.models import annotate
 from cifarnets.sharing import pull, push
@@ -368,6 +369,30 @@ def test_a_push_of_no_file(faults: Faults) -> None:
     assert "cannot read 'absent.safetensors'" in message(
         faults.pushed["push('absent.safetensors', 'me/nets')"], "WeightsError"
     )
+
+
+# --- the commands
+
+
+def test_the_commands_publish_and_fetch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    release = releases()["convnet.cifar3"]
+    with published(monkeypatch, tmp_path) as hub:
+        assert main(["push", "convnet.cifar3", "me/nets", "--json"]) == 0
+        pushed = json.loads(capsys.readouterr().out)
+        assert pushed["address"] == f"hf://me/nets@{pushed['commit']}"
+        assert main(["push", "convnet.cifar3", "me/nets", "--license", "cc-by-4.0"]) == 0
+        printed = capsys.readouterr().out
+        assert f"Published: {hub.url}/me/nets\n" in printed
+        assert f'expected_sha256="{release.sha256}")' in printed
+        assert main(["pull", pushed["address"], "mine", "--sha256", release.sha256]) == 0
+        assert capsys.readouterr().out == f"{Path('mine/model.safetensors')}\n"
+        assert main(["pull", "me/nets", "--sha256", "0" * 64]) == 1
+        assert "is not the expected file" in capsys.readouterr().err
+    assert Path("mine/model.safetensors").read_bytes() == read_release(release)
+    assert "license: mit" in Path("mine/README.md").read_text(encoding="utf-8")
 
 
 # --- before anybody is asked
