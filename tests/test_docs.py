@@ -1,5 +1,6 @@
 """README and docs: every Python block runs, every command parses, and the reference has every public name."""
 
+import contextlib
 import doctest
 import os
 import re
@@ -17,6 +18,7 @@ import torch
 from sybil import Example, Sybil
 from sybil.evaluators.doctest import NUMBER
 from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
+from tests.sharing.loopback import published
 
 import cifarnets
 from cifarnets import cli, viz
@@ -35,6 +37,7 @@ PUBLIC = (
     cifarnets.training,
     cifarnets.recipes,
     cifarnets.distillation,
+    cifarnets.sharing,
     cifarnets.errors,
     viz,
 )
@@ -90,8 +93,9 @@ def test_python_blocks_run_in_order(
     known = dict(cifarnets.models.registry._MODELS)
     monkeypatch.setattr(cifarnets.models.registry, "_MODELS", known)  # a page may register a model
     monkeypatch.chdir(tmp_path)
-    for example in SYBIL.parse(page).examples():
-        example.evaluate()
+    with published(monkeypatch, tmp_path) if page.name == "share.md" else contextlib.nullcontext():
+        for example in SYBIL.parse(page).examples():
+            example.evaluate()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -19,6 +19,7 @@ BUILT_INS = {
     errors.InputError: ValueError,
     errors.WeightsError: ValueError,
     errors.OutputError: OSError,
+    errors.UploadError: OSError,
     errors.MissingExtraError: ImportError,
     errors.TrainingError: RuntimeError,
     errors.CallbackError: RuntimeError,

@@ -151,3 +151,35 @@ def test_two_fits_at_once_change_the_process_once(monkeypatch: pytest.MonkeyPatc
     with _runtime.kept_memory(torch.device("cpu")):
         pass
     assert libc.calls == []
+
+
+def test_the_commit_is_that_of_the_checkout_and_of_no_other_repository(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    git = [
+        "git",
+        "-C",
+        str(tmp_path),
+        "-c",
+        "user.name=a",
+        "-c",
+        "user.email=a@b.example",
+        "-c",
+        "commit.gpgsign=false",
+    ]
+    source = tmp_path / "src" / "cifarnets" / "_runtime.py"
+    source.parent.mkdir(parents=True)
+    source.write_text("")
+    try:
+        for words in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "first"]):
+            subprocess.run([*git, *words], check=True, capture_output=True)
+    except FileNotFoundError:
+        pytest.skip("git is not installed")
+    head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    monkeypatch.setattr(_runtime, "__file__", str(source))
+    assert _runtime.source_commit() == head
+    source.write_text("changed")
+    assert _runtime.source_commit() == f"{head}-dirty"
+    # An environment within somebody's repository: its commit says nothing about this library.
+    monkeypatch.setattr(_runtime, "__file__", str(tmp_path / "lib" / "site-packages" / "cifarnets" / "_runtime.py"))
+    assert head not in str(_runtime.source_commit())

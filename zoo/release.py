@@ -27,11 +27,13 @@ from cifarnets import evaluate, load, save
 from cifarnets._files import write_atomic
 from cifarnets._runtime import describe_machine
 from cifarnets.datasets import BatchLoader, SyntheticCIFAR10, normalize
+from cifarnets.datasets.cifar10 import DATA_LICENSE
 from cifarnets.errors import CifarNetsError, InputError
 from cifarnets.evaluation import Evaluation
 from cifarnets.inference import collect_logits
 from cifarnets.models import Release, annotate, summary
 from cifarnets.models.metadata import ModelMeta, get_meta
+from cifarnets.models.registry import paper_of
 from cifarnets.recipes import Recipe, load_recipe
 from cifarnets.recipes.recipe import RELEASE, read_recipe
 from cifarnets.recipes.run import read_run_recipe, write_json
@@ -83,7 +85,7 @@ def release(name: str, folders: Sequence[Path]) -> None:
         "file_ece": plain.ece,
         "predictions_sha256": sha256(predictions.numpy().tobytes()),
     }
-    annotate(model, results=results)
+    annotate(model, results=results, provenance=provenance_of(name, get_meta(model)))
     save(model, WEIGHTS / f"{name}.safetensors", half=True)
     for seed, folder in runs.items():
         write_atomic(LOGS / name / f"seed{seed}.csv", (folder / "history.csv").read_text())
@@ -217,11 +219,30 @@ def build_index() -> dict[str, Any]:
             milliseconds=speed["milliseconds"][name],
             milliseconds_batch=speed["milliseconds_batch"][name],
             measured=speed["measured"],
+            provenance=provenance_of(name, meta),
             **meta.results,
         )
         rows[name] = {key: value for key, value in asdict(row).items() if key != "name"}
     found: dict[str, Any] = json.loads(json.dumps(rows))
     return found
+
+
+def provenance_of(name: str, meta: ModelMeta | None) -> dict[str, Any]:
+    """Where released weights come from: what the recipe says of the published runs, and what the file knows itself."""
+    assert meta is not None
+    known = read_recipe(name)[RELEASE]
+    facts = {
+        "license": "mit",
+        "version": known["version"],
+        "recipe": name,
+        "commit": known["commit"],  # of the release, for files from before runs noted theirs
+        "paper": paper_of(meta.architecture),
+        "machine": known.get("machine"),
+        "data": "CIFAR-10",
+        "data_license": DATA_LICENSE,
+        **meta.provenance,
+    }
+    return {key: value for key, value in facts.items() if value is not None}
 
 
 def _load(path: Path) -> tuple[nn.Module, ModelMeta]:

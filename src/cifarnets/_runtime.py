@@ -86,6 +86,28 @@ def _libc() -> Any:
     return libc if hasattr(libc, "mallopt") and hasattr(libc, "malloc_trim") else None
 
 
+def source_commit() -> str | None:
+    """The git commit of this library's source, with `-dirty` after it where files were changed; None if unknown.
+
+    A checkout is asked. pip notes the commit of what it installs from a repository. A wheel has only its version.
+    """
+    import json
+    import subprocess
+    from importlib.metadata import PackageNotFoundError, distribution
+
+    root = Path(__file__).resolve().parents[2]
+    if (root / ".git").exists() and (root / "src" / "cifarnets").is_dir():
+        command = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)  # noqa: S603
+            return done.stdout.strip()
+        return None
+    with contextlib.suppress(PackageNotFoundError, ValueError, KeyError):
+        commit = json.loads(distribution("cifarnets").read_text("direct_url.json") or "{}")["vcs_info"]["commit_id"]
+        return str(commit)
+    return None
+
+
 def machine(device: "torch.device") -> dict[str, Any]:
     """Describe the machine that a run is on, for its folder."""
     import platform

@@ -34,6 +34,7 @@ examples:
   cifarnets train --recipe convnet.cifar3 --seed 1     `cifarnets recipes` lists them
   cifarnets evaluate runs/convnet
   cifarnets predict runs/convnet plane.png ship.jpg --topk 3
+  cifarnets push runs/convnet me/convnet               on the Hugging Face Hub, with a card
 
 CIFAR-10 is looked for in --data-root; without it in $CIFARNETS_DATA; without both in the user's cache folder.
 Exit status: 0 success, 1 failure, 2 bad usage, 130 stopped by Ctrl-C, 143 stopped by SIGTERM.
@@ -152,6 +153,11 @@ class _Options:
     def heading(self, title: str) -> None:
         """List the options that follow under a title of their own."""
         self._group = self._parser.add_argument_group(title)
+
+    def examples(self, text: str) -> None:
+        """Show this text after the options."""
+        self._parser.epilog = text
+        self._parser.formatter_class = argparse.RawDescriptionHelpFormatter
 
     def add(self, *names: str, **settings: Any) -> None:
         action = self._group.add_argument(*names, **settings)
@@ -330,6 +336,52 @@ def _positive(text: str) -> int:
     return value
 
 
+def _push(options: _Options) -> None:
+    options.add_model()
+    options.add("repo", metavar="OWNER/REPO", help="the repository on the Hub, which is made if there is none")
+    options.add("--revision", metavar="BRANCH", help="the branch to push to (default: main)")
+    options.add("--private", action="store_true", help="make a repository that only its owner can see")
+    options.add("--license", metavar="ID", help="of the weights: mit, apache-2.0, cc-by-4.0 …")
+    options.add_json()
+    options.examples("""\
+examples:
+  cifarnets push runs/convnet me/convnet --license mit
+  cifarnets push resnet20 me/resnet20                   released weights, byte by byte
+  cifarnets push runs/convnet me/convnet --private      for your eyes only
+  cifarnets push runs/convnet me/convnet --revision v2  on a branch of its own
+
+Log in first, with `hf auth login`, or set HF_TOKEN. `cifarnets card` shows the page that the model gets. What is
+pushed loads anywhere: cifarnets.load("hf://me/convnet").
+""")
+
+
+def _pull(options: _Options) -> None:
+    options.add("address", metavar="hf://OWNER/REPO", help="with @REVISION and /FILE after it, where they matter")
+    options.add("folder", nargs="?", type=Path, help="where to put the files (default: a new folder here, named REPO)")
+    options.add("--sha256", dest="expected_sha256", metavar="HEX", help="refuse a weight file with another SHA-256")
+    options.examples("""\
+examples:
+  cifarnets pull hf://me/convnet                        into the folder convnet
+  cifarnets pull hf://me/convnet@v2 nets/v2             another branch, another folder
+  cifarnets pull hf://me/convnet --sha256 77a21772dc7b08aefa77b3a4959866443b17e69408325f137f4e542649c43b4a
+
+A file that is there already is not replaced by another one. HF_HUB_OFFLINE=1 takes what was fetched before.
+""")
+
+
+def _card(options: _Options) -> None:
+    options.add_model()
+    options.add("--repo", metavar="OWNER/REPO", default="owner/repo", help="the repository that its snippets load from")
+    options.add("--license", metavar="ID", help="of the weights: mit, apache-2.0, cc-by-4.0 …")
+    options.examples("""\
+examples:
+  cifarnets card resnet20
+  cifarnets card runs/convnet --repo me/convnet --license mit > README.md
+
+`cifarnets push` publishes this page with the model. All of it comes from the weight file.
+""")
+
+
 def _list_of(kind: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
     def read(text: str) -> tuple[Any, ...]:
         try:
@@ -361,4 +413,7 @@ COMMANDS: dict[str, tuple[str, Callable[[_Options], None]]] = {
     "train": ("train a model on CIFAR-10 and keep the run in a folder", _train),
     "evaluate": ("measure a model on CIFAR-10", _evaluate),
     "predict": ("classify pictures", _predict),
+    "card": ("print the card that a model has on the Hub", _card),
+    "push": ("publish a model on the Hugging Face Hub, with its card", _push),
+    "pull": ("fetch a model with its card from the Hugging Face Hub", _pull),
 }

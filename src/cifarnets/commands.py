@@ -117,6 +117,8 @@ def info(options: argparse.Namespace) -> None:
         _print(f"  {release.milliseconds:.2f} ms an image, {release.milliseconds_batch:.3f} ms in batches of 1,000")
         _print(f"  ({release.measured})")
         _print(f"  trained by: cifarnets train --recipe {model.name} --seed {release.seed}")
+        for key, value in release.provenance.items():
+            _print(f"  {key.replace('_', ' ')}: {value}")
     _print(f"\n{cifarnets.models.summary(cifarnets.create(options.name))}")
 
 
@@ -479,6 +481,34 @@ def demo(options: argparse.Namespace) -> None:
         _print(f"  {name:<18} {meaning}")
 
 
+def card(options: argparse.Namespace) -> None:
+    """Print the card of a model."""
+    from cifarnets.sharing.hub import prepare
+
+    _print(prepare(options.weights, options.repo, options.license)[2].rstrip())
+
+
+def push(options: argparse.Namespace) -> None:
+    """Publish a model on the Hub."""
+    from cifarnets import sharing
+
+    pushed = sharing.push(
+        options.weights, options.repo, revision=options.revision, private=options.private, license=options.license
+    )
+    if options.json:
+        _print_json({**asdict(pushed), "address": pushed.address})
+        return
+    _print(f"Published: {pushed.url}")
+    _print(f'Load it with: cifarnets.load("{pushed.address}", expected_sha256="{pushed.sha256}")')
+
+
+def pull(options: argparse.Namespace) -> None:
+    """Fetch a model from the Hub."""
+    from cifarnets import sharing
+
+    _print(str(sharing.pull(options.address, options.folder, expected_sha256=options.expected_sha256)))
+
+
 def _find_cifar10(options: argparse.Namespace) -> bool:
     """Whether CIFAR-10 is there, after a short try to download it; prints in one line where it is, or why not."""
     root = find_cifar10(options.data_root)
@@ -518,4 +548,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {
     "train": train,
     "evaluate": evaluate,
     "predict": predict_files,
+    "card": card,
+    "push": push,
+    "pull": pull,
 }

@@ -7,6 +7,7 @@ so `except FileNotFoundError` works too:
     ├── DataNotFoundError      (FileNotFoundError)  no CIFAR-10 in the folder
     ├── DataCorruptError       (ValueError)         a data file is not the published one
     ├── DownloadError          (OSError)            no source could deliver a file
+    ├── UploadError            (OSError)            the Hub did not take a model
     ├── UnknownNameError       (KeyError)           no such model, class, optimizer …
     ├── InputError             (ValueError)         a value that cannot be used
     ├── WeightsError           (ValueError)         a weight file that cannot be trusted or does not fit
@@ -54,6 +55,10 @@ class DataCorruptError(CifarNetsError, ValueError):
 
 class DownloadError(CifarNetsError, OSError):
     """No source of a download delivered the file."""
+
+
+class UploadError(CifarNetsError, OSError):
+    """The Hub did not take what was pushed. The message says what it lacks: a token, a right, a network."""
 
 
 class UnknownNameError(CifarNetsError, KeyError):

@@ -381,7 +381,7 @@ def answered(kind: type[Exception]) -> Exception:
     ("raised", "error", "message"),
     [
         (answered(hub_errors.RepositoryNotFoundError), WeightsError, "nothing at hf://me/nets: no repository"),
-        (answered(hub_errors.GatedRepoError), WeightsError, "or a private one"),
+        (answered(hub_errors.GatedRepoError), WeightsError, "'me/nets' is gated. Ask for access on its page"),
         (answered(hub_errors.RevisionNotFoundError), WeightsError, "nothing at hf://me/nets: .*no revision"),
         (answered(hub_errors.HfHubHTTPError), DownloadError, "cannot download hf://me/nets: "),
         (hub_errors.LocalEntryNotFoundError("away"), DownloadError, "cannot be reached any more"),
@@ -405,6 +405,7 @@ def test_each_error_becomes_one_of_ours(
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda url, timeout: None)
+    monkeypatch.setattr(hub, "PAUSES", ())
     with pytest.raises(error, match=message) as info:
         hub.fetch("hf://me/nets")
     assert info.value.__cause__ is raised

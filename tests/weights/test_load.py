@@ -14,11 +14,12 @@ import cifarnets
 from cifarnets import load, models, predict, save
 from cifarnets.errors import CifarNetsError, InputError, WeightsError
 from cifarnets.weights import index
+from cifarnets.weights.files import write_weights
 
 
 def old_header(model: Any) -> dict[str, Any]:
     """The header of a file from before there were digests; a file with any other entry must have one."""
-    return {key: value for key, value in vars(model.meta).items() if key != "size"}
+    return {key: value for key, value in vars(model.meta).items() if key not in ("size", "provenance")}
 
 
 def small(**config: Any) -> torch.nn.Module:
@@ -233,3 +234,29 @@ def test_a_lazy_model_says_what_it_lacks(path: Path) -> None:
     model[1] = torch.nn.LazyLinear(2)
     with pytest.raises(WeightsError, match="has no shape before the first batch"):
         save(model, path)
+
+
+# --- where a file comes from
+
+
+def test_provenance_travels_with_the_weights_and_is_a_table(path: Path) -> None:
+    model = small()
+    models.annotate(model, provenance={"license": "mit", "versions": {"torch": "2.6"}})
+    assert load(save(model, path)).meta.provenance == {"license": "mit", "versions": {"torch": "2.6"}}
+    write_weights(path, model.state_dict(), {**vars(model.meta), "provenance": ["mit"]}, "0.1.0")
+    with pytest.raises(WeightsError, match="provenance must be a table, not \\['mit'\\]"):
+        load(path)
+
+
+def test_a_file_may_be_expected_to_have_a_digest(path: Path) -> None:
+    content = save(small(), path).read_bytes()
+    digest = index.sha256(content)
+    assert load(path, expected_sha256=digest.upper()).meta.architecture == "convnet"
+    assert load("convnet", expected_sha256=index.releases()["convnet"].sha256).meta.architecture == "convnet"
+    for source in (path, "convnet"):
+        with pytest.raises(
+            WeightsError, match=f"is not the expected file: its SHA-256 is [0-9a-f]{{64}}, not {'0' * 64}"
+        ):
+            load(source, expected_sha256="0" * 64)
+    with pytest.raises(InputError, match="expected_sha256 must be 64 hexadecimal digits, not 'abc'"):
+        load(path, expected_sha256="abc")

@@ -17,6 +17,11 @@ from cifarnets.errors import DataNotFoundError, InputError
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
+DATA_LICENSE = (
+    "none stated; its authors ask to cite Krizhevsky 2009, Learning Multiple Layers of Features from Tiny Images"
+)
+"""The terms of CIFAR-10, as its page has them: https://www.cs.toronto.edu/~kriz/cifar.html"""
+
 
 class CIFAR10Normalized(ImageDataset):
     """CIFAR-10, normalised per channel (article, steps 1-7): 50,000 training or 10,000 test images.

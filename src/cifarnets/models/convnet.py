@@ -1,5 +1,7 @@
 """The convolutional net of the article, as modules (step 16) and through the functional API (step 17).
 
+The article: https://medium.com/mlearning-ai/images-from-the-convolutional-world-596b4aa6cdae
+
 Both take the maximum before the tanh, and the article takes the tanh first. The tanh never falls, so
 `tanh(max(x)) == max(tanh(x))` bit for bit, with a quarter of the work. An average is another matter: with `pool="avg"`
 the tanh comes first, as in the article.

@@ -1,4 +1,7 @@
-"""The fully connected net of the article (step 8)."""
+"""The fully connected net of the article (step 8).
+
+The article: https://medium.com/mlearning-ai/images-from-the-convolutional-world-596b4aa6cdae
+"""
 
 from collections.abc import Sequence
 

@@ -31,8 +31,10 @@ class ModelMeta:
         mean: Mean of each channel; the model takes `(images - mean) / std` of images in 0..1. None if unknown.
         std: Standard deviation of each channel; None if unknown.
         training: Facts about the training: epochs, seed, optimizer …
-        results: Measurements of released weights: accuracy, seeds, calibration …
+        results: Measurements on the test images: accuracy, seeds, calibration …
         size: Height and width of the images of the training; None if unknown, which means 32×32.
+        provenance: Where the weights come from, as far as it is known: `license` and `version` of the weights,
+            `recipe`, `commit` of the source, `paper`, `versions`, `machine`, `data` and `data_license`.
     """
 
     architecture: str
@@ -43,6 +45,7 @@ class ModelMeta:
     training: Mapping[str, Any] = field(default_factory=dict)
     results: Mapping[str, Any] = field(default_factory=dict)
     size: tuple[int, int] | None = None
+    provenance: Mapping[str, Any] = field(default_factory=dict)
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -89,6 +92,7 @@ def annotate(
     training: Mapping[str, Any] | None = None,
     results: Mapping[str, Any] | None = None,
     size: Sequence[int] | None = None,
+    provenance: Mapping[str, Any] | None = None,
 ) -> None:
     """Note facts in `model.meta`, from where they travel with the weights. A fact that is None stays as it was.
 
@@ -108,6 +112,8 @@ def annotate(
         std: Standard deviation of each channel.
         training: Facts about the training, as plain values.
         results: Measurements, as plain values.
+        size: Height and width of the images.
+        provenance: Where the weights come from, as plain values; see `ModelMeta`.
 
     Raises:
         InputError: The class of the model is not registered, or there are more classes than outputs, or not one
@@ -133,9 +139,8 @@ def annotate(
         if len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
             raise InputError(f"size must be the height and the width of images, not {size!r}.")
         changes["size"] = tuple(size)
-    changes |= {
-        key: dict(value) for key, value in {"training": training, "results": results}.items() if value is not None
-    }
+    tables = {"training": training, "results": results, "provenance": provenance}
+    changes |= {key: dict(value) for key, value in tables.items() if value is not None}
     unwrap(model).meta = replace(meta, **changes)  # type: ignore[assignment]
 
 
@@ -156,7 +161,8 @@ def annotate_from(model: nn.Module, dataset: Any) -> None:
     meta = get_meta(model)
     if meta is None:
         return
-    unwrap(model).meta = replace(meta, classes=None, mean=None, std=None, training={}, results={}, size=None)  # type: ignore[assignment]
+    forgotten = replace(meta, classes=None, mean=None, std=None, training={}, results={}, size=None, provenance={})
+    unwrap(model).meta = forgotten  # type: ignore[assignment]
     mean, std = constants_of(dataset) or (None, None)
     classes = getattr(dataset, "classes", None)
     try:

@@ -3,6 +3,7 @@
 import functools
 import inspect
 import re
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -128,6 +129,24 @@ def model_class(name: str) -> type[nn.Module]:
     if name not in _MODELS:
         raise unknown_model(name)
     return _MODELS[name]
+
+
+def paper_of(name: str) -> str | None:
+    """The address of the paper that a registered model is from: the first one that its module's docstring cites.
+
+    Examples:
+        >>> from cifarnets.models.registry import paper_of
+        >>> paper_of("resnet20")
+        'https://arxiv.org/abs/1512.03385'
+
+    Raises:
+        UnknownNameError: There is no such model.
+    """
+    text = getattr(sys.modules.get(model_class(name).__module__), "__doc__", None) or ""
+    found = re.search(r"arXiv:(\d{4}\.\d{4,5})|https?://[^\s)>]+", text)
+    if found is None:
+        return None
+    return f"https://arxiv.org/abs/{found[1]}" if found[1] else found[0]
 
 
 def unknown_model(name: str) -> UnknownNameError:

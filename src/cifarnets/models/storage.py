@@ -21,11 +21,14 @@ from cifarnets.models.metadata import ModelMeta, annotate, get_meta, unwrap
 from cifarnets.models.registry import build, is_same_class, model_class, registered, skeleton, unknown_model
 from cifarnets.version import __version__
 from cifarnets.weights import hub
-from cifarnets.weights.files import parse_weights, read_weights, write_weights
+from cifarnets.weights.files import check_sha256, parse_weights, read_weights, write_weights
 from cifarnets.weights.index import read_release, releases
 
 _COMPUTING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 """The dtypes that a model can compute in."""
+
+_FACTS = ("classes", "mean", "std", "training", "results", "size", "provenance")
+"""The entries of a header that say something about a model, and do not build it."""
 
 
 @checked
@@ -112,7 +115,7 @@ def _how_to_undo(names: Iterable[str]) -> str:
 
 
 @checked
-def load(source: str | os.PathLike[str]) -> nn.Module:
+def load(source: str | os.PathLike[str], *, expected_sha256: str | None = None) -> nn.Module:
     """Load a model from a weight file, on the CPU and in eval mode.
 
     Parameters are contiguous, as in a fresh model, whatever memory format the saved model had.
@@ -126,18 +129,19 @@ def load(source: str | os.PathLike[str]) -> nn.Module:
     Args:
         source: A name of `list_models(pretrained=True)`, whose weights come with the library and need no network; a
             path; or an address on the Hugging Face Hub: `hf://owner/repo[@revision][/file]`.
+        expected_sha256: The SHA-256 of the whole file, in hexadecimal. A file with another one is refused.
 
     Raises:
         WeightsError: The file is missing, damaged, a pickle or of another program; or the architecture is unknown, or
-            the tensors do not fit it; or a released file was changed; or the name is a file here as well. The message
-            says which.
+            the tensors do not fit it; or a released file was changed, or one is not the expected one; or the name is
+            a file here as well. The message says which.
         DownloadError: The Hub cannot be reached, and the file is not in the cache.
         UnknownNameError: There are no released weights of that name, and no such file.
     """
     if not isinstance(source, str):
-        return _load_file(_find_file(source))
+        return _load_file(find_weights(source), expected_sha256)
     if source.startswith(hub.SCHEME):
-        return _load_file(hub.fetch(source))
+        return _load_file(hub.fetch(source), expected_sha256)
     if re.match("https?://", source):
         address = hub.address_of(source)
         advice = f"write {brief(address)}" if address else "download the file, and load its path"
@@ -146,10 +150,11 @@ def load(source: str | os.PathLike[str]) -> nn.Module:
         if source in releases():
             if _is_weight_path(Path(source)):
                 raise WeightsError(f"{source!r} is a file here and the name of released weights: write './{source}'.")
+            check_sha256(releases()[source].sha256, expected_sha256, source)
             return load_release(source)
         if get_close_matches(source.partition(".")[0], registered()) and not as_path(source).exists():
             raise unknown_weights(source)
-    return _load_file(_find_file(source))
+    return _load_file(find_weights(source), expected_sha256)
 
 
 def unknown_weights(name: str) -> UnknownNameError:
@@ -193,6 +198,7 @@ def load_release(name: str) -> nn.Module:
             raise WeightsError(
                 f"the index of released weights says {key} {brief(theirs)} of {name!r}; its file has {brief(ours)}."
             )
+    annotate(model, provenance=release.provenance)  # which the first files lack
     return model
 
 
@@ -200,8 +206,13 @@ def _is_weight_path(path: Path) -> bool:
     return path.is_file() or (path / hub.DEFAULT_FILE).is_file()
 
 
-def _find_file(source: str | os.PathLike[str]) -> Path:
-    """The weight file of a path: the file itself, or the model in the folder of a run."""
+def find_weights(source: str | os.PathLike[str]) -> Path:
+    """The weight file of a path: the file itself, or the model in the folder of a run.
+
+    Raises:
+        WeightsError: The folder has no model.
+        InputError: No file can have such a path.
+    """
     path = as_path(source)
     if not path.is_dir():
         return path
@@ -217,8 +228,8 @@ def _find_file(source: str | os.PathLike[str]) -> Path:
     raise WeightsError(f"the folder {brief(str(source))} has no {hub.DEFAULT_FILE}; {advice}")
 
 
-def _load_file(path: Path) -> nn.Module:
-    return _rebuild(*read_weights(path), brief(str(path)))
+def _load_file(path: Path, expected_sha256: str | None) -> nn.Module:
+    return _rebuild(*read_weights(path, expected_sha256), brief(str(path)))
 
 
 def _rebuild(tensors: dict[str, Tensor], header: dict[str, Any], name: str) -> nn.Module:
@@ -244,7 +255,7 @@ def _rebuild(tensors: dict[str, Tensor], header: dict[str, Any], name: str) -> n
         # Neither the user's random numbers nor a default device of the user take part in a load.
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):
             model = build(meta.architecture, dict(meta.config))
-        described = {key: getattr(meta, key) for key in ("classes", "mean", "std", "training", "results", "size")}
+        described = {key: getattr(meta, key) for key in _FACTS}
         annotate(model, **described)
         if len(meta.mean or ()) != len(meta.std or ()):
             raise InputError(f"mean {brief(meta.mean)} and std {brief(meta.std)} belong together.")
@@ -260,7 +271,7 @@ def _rebuild(tensors: dict[str, Tensor], header: dict[str, Any], name: str) -> n
 
 def _read_meta(header: Mapping[str, Any], name: str) -> ModelMeta:
     """What a header says of its model, if each entry is of its type and in its bounds."""
-    entries = {"results": {}, "size": None, **header}  # files of earlier versions have neither
+    entries = {"results": {}, "size": None, "provenance": {}, **header}  # files of earlier versions have none of them
     wanted: dict[str, tuple[Callable[[Any], bool], str]] = {
         "architecture": (lambda value: isinstance(value, str), "a name"),
         "config": (lambda value: isinstance(value, dict), "a table"),
@@ -269,6 +280,7 @@ def _read_meta(header: Mapping[str, Any], name: str) -> ModelMeta:
         "std": (lambda value: _are_numbers(value) and min(value or [1]) > 0, "a list of numbers above 0, or null"),
         "training": (lambda value: isinstance(value, dict), "a table"),
         "results": (lambda value: isinstance(value, dict), "a table"),
+        "provenance": (lambda value: isinstance(value, dict), "a table"),
         "size": (_is_size, "a height and a width, or null"),
     }
     for key, (is_right, words) in wanted.items():
@@ -287,6 +299,7 @@ def _read_meta(header: Mapping[str, Any], name: str) -> ModelMeta:
         training=entries["training"],
         results=entries["results"],
         size=entries["size"] and tuple(entries["size"]),
+        provenance=entries["provenance"],
     )
 
 

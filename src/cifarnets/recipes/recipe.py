@@ -5,7 +5,7 @@ import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
 from importlib import resources
 from inspect import signature
@@ -288,6 +288,23 @@ def read_recipe(name: str | os.PathLike[str]) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"cannot read the recipe {str(name)!r}: {error}.") from error
     return content
+
+
+def known_as(recipe: Recipe) -> str | None:
+    """Return the name of the library's recipe that trains in the same way, whatever the seed; None if there is none.
+
+    Examples:
+        >>> from dataclasses import replace
+        >>> from cifarnets.recipes import load_recipe
+        >>> from cifarnets.recipes.recipe import known_as
+        >>> known_as(replace(load_recipe("convnet"), seed=5))
+        'convnet'
+    """
+    for name in list_recipes():
+        other = load_recipe(name)
+        if not replace(other, seed=recipe.seed).differences(recipe):
+            return name
+    return None
 
 
 def recipe_name(name: str | os.PathLike[str]) -> str:

@@ -17,13 +17,14 @@ from torch import nn
 from cifarnets._checked import checked
 from cifarnets._device import resolve_device
 from cifarnets._files import write_atomic
-from cifarnets._runtime import machine
+from cifarnets._runtime import machine, source_commit
 from cifarnets.datasets import BatchLoader, ImageDataset, train_val_split
+from cifarnets.datasets.cifar10 import DATA_LICENSE
 from cifarnets.errors import InputError, OutputError, brief
 from cifarnets.evaluation import Evaluation, evaluate
 from cifarnets.models import annotate, create, save
-from cifarnets.models.registry import model_class
-from cifarnets.recipes.recipe import Recipe, check_plain, load_recipe, recipe_name
+from cifarnets.models.registry import model_class, paper_of
+from cifarnets.recipes.recipe import Recipe, check_plain, known_as, load_recipe, recipe_name
 from cifarnets.seeding import seed_everything
 from cifarnets.training import EMA, Callback, Checkpoint, CSVLog, History, Trainer
 from cifarnets.version import __version__
@@ -213,7 +214,8 @@ def _model(recipe: Recipe, train: ImageDataset) -> nn.Module:
 def _finish(trainer: Trainer, recipe: Recipe, folder: Path, loaders: Mapping[str, BatchLoader]) -> Run:
     """Save and evaluate the trained model."""
     model = trainer.eval_model.eval()
-    annotate(model, training={**recipe.to_dict(), "epochs": trainer.epoch})
+    training = {**recipe.to_dict(), "epochs": trainer.epoch}
+    annotate(model, training=training, results={}, provenance=_provenance(recipe, trainer))
     evaluations = {}
     if trainer.world.is_main:
         save(model, folder / "model.safetensors")
@@ -224,8 +226,44 @@ def _finish(trainer: Trainer, recipe: Recipe, folder: Path, loaders: Mapping[str
             for name in loaders.keys() - {"train"}:
                 result = evaluate(model, loaders[name], device=device, tta=recipe.tta)
                 evaluations[f"{name} ({recipe.tta})"] = result
+        annotate(model, results=_results(recipe, evaluations))
+        save(model, folder / "model.safetensors")
         write_json(folder / "evaluation.json", {name: result.to_dict() for name, result in evaluations.items()})
     return Run(folder, recipe, model, trainer.history, evaluations, trainer.interrupted)
+
+
+def _provenance(recipe: Recipe, trainer: Trainer) -> dict[str, Any]:
+    """Where the weights of a run come from. Their licence is for their author to choose."""
+    facts = {
+        "recipe": known_as(recipe),
+        "commit": source_commit(),
+        "paper": paper_of(recipe.model),
+        "versions": versions(),
+        "machine": {**machine(trainer.device), "processes": trainer.world.size},
+        "data": "drawn pictures" if recipe.synthetic else "CIFAR-10",
+        "data_license": None if recipe.synthetic else DATA_LICENSE,
+    }
+    return {key: value for key, value in facts.items() if value is not None}
+
+
+def _results(recipe: Recipe, evaluations: Mapping[str, Evaluation]) -> dict[str, Any]:
+    """The measurements of a single run, under the names that those of released weights have."""
+    plain = evaluations.get("test")
+    if plain is None:
+        return {}
+    augmented = evaluations[f"test ({recipe.tta})"].accuracy if recipe.tta else None
+    return {
+        "seed": recipe.seed,
+        "seeds": [recipe.seed],
+        "accuracy": plain.accuracy,
+        "accuracy_std": None,
+        "tta": recipe.tta,
+        "tta_accuracy": augmented,
+        "tta_accuracy_std": None,
+        "file_accuracy": plain.accuracy,
+        "file_tta_accuracy": augmented,
+        "file_ece": plain.ece,
+    }
 
 
 def _read_run(folder: Path, expected: Recipe | None) -> tuple[Recipe, list[Any]]:
@@ -255,6 +293,11 @@ def read_run_recipe(content: Mapping[str, Any]) -> Recipe:
         InputError: It is no recipe.
     """
     return Recipe.from_dict({key: value for key, value in content.items() if key not in ("seeds", "minutes")})
+
+
+def versions() -> dict[str, str]:
+    """The versions of what a run is computed with."""
+    return {"cifarnets": __version__, "torch": torch.__version__, "python": platform.python_version()}
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> Path:
@@ -294,7 +337,7 @@ def _release(folder: Path, made: list[Path]) -> None:
 def _circumstances(trainer: Trainer) -> dict[str, Any]:
     return {
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "versions": {"cifarnets": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        "versions": versions(),
         "machine": {**machine(trainer.device), "processes": trainer.world.size},
         "command": sys.argv,
     }

@@ -4,8 +4,8 @@ A safetensors file is the length of its header (8 bytes), the header (JSON), and
 names the dtype, the shape and the place of each tensor, and it has room for metadata, text to text. In our files
 `format` is `pt`, `cifarnets` the version that wrote the file, and `sha256` the digest of the whole file, with 64 zeros
 in place of the digest itself. Every other entry is JSON: `architecture`, `config`, `classes`, `mean`, `std`,
-`training`, `results`; `channels_last`, the names of the tensors that had this memory format; and `halved`, the names of
-those that were float32 and are float16 in the file.
+`training`, `results`, `size`, `provenance`; `channels_last`, the names of the tensors that had this memory format; and
+`halved`, the names of those that were float32 and are float16 in the file.
 
 A file comes from anywhere, so nothing in it is believed before it is checked. Its bytes are read once, and what is
 checked is what is used.
@@ -15,6 +15,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,7 +25,7 @@ import torch
 from torch import Tensor
 
 from cifarnets._files import as_path, open_regular, write_atomic
-from cifarnets.errors import WeightsError, brief
+from cifarnets.errors import CifarNetsError, InputError, WeightsError, brief
 
 VERSION_KEY = "cifarnets"
 DIGEST_KEY = "sha256"
@@ -118,7 +119,9 @@ def _sorted_header(content: bytes) -> tuple[bytes, memoryview]:
     return text + b" " * (-len(text) % 8), memoryview(content)[8 + length :]
 
 
-def read_weights(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_weights(
+    path: str | os.PathLike[str], expected_sha256: str | None = None
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read the tensors and the header of a file that `write_weights` wrote.
 
     Examples:
@@ -129,14 +132,18 @@ def read_weights(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
         >>> tensors["conv1.weight"].shape, header["architecture"]
         (torch.Size([16, 3, 3, 3]), 'convnet')
 
+    Args:
+        path: The file.
+        expected_sha256: The SHA-256 of the whole file, where it is known.
+
     Raises:
-        WeightsError: The file is missing, damaged, a pickle, or of another program.
+        WeightsError: The file is missing, damaged, a pickle, or of another program, or has another SHA-256.
         InputError: No file can have such a path.
     """
     found = as_path(path)
     try:
         with open_regular(found) as file:
-            return _read(file, os.fstat(file.fileno()).st_size, brief(str(found)))
+            return _read(file, os.fstat(file.fileno()).st_size, brief(str(found)), expected_sha256)
     except OSError as error:
         raise WeightsError(f"cannot read the weights {brief(str(found))}: {error.strerror or error}.") from error
 
@@ -162,7 +169,31 @@ def parse_weights(content: bytes, name: str) -> tuple[dict[str, Tensor], dict[st
     return _read(io.BytesIO(content), len(content), brief(name))
 
 
-def _read(file: IO[bytes], size: int, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def check_sha256(found: str, expected: str | None, name: str) -> None:
+    """Refuse a file whose SHA-256 is not the expected one, if one is expected.
+
+    Examples:
+        >>> from cifarnets.weights.files import check_sha256
+        >>> check_sha256("0" * 64, None, "a.safetensors")
+
+    Raises:
+        InputError: The expected one is no SHA-256.
+        WeightsError: They differ.
+    """
+    if expected is None:
+        return
+    if not re.fullmatch("[0-9a-fA-F]{64}", expected):
+        raise InputError(f"expected_sha256 must be 64 hexadecimal digits, not {brief(expected)}.")
+    if found != expected.lower():
+        raise WeightsError(
+            f"{name} is not the expected file: its SHA-256 is {found}, not {expected.lower()}. It was not opened; ask "
+            "its author which one is right."
+        )
+
+
+def _read(
+    file: IO[bytes], size: int, name: str, expected_sha256: str | None = None
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read a whole file of known size; `name` is what messages call it."""
     from safetensors import SafetensorError
     from safetensors.torch import load
@@ -178,6 +209,8 @@ def _read(file: IO[bytes], size: int, name: str) -> tuple[dict[str, Tensor], dic
                 f"{name} is a pickle (torch.save), which could run code; it was not opened. Load it with "
                 "torch.load(..., weights_only=True), put it into a model, and cifarnets.save that."
             )
+        if start.lstrip().startswith(b"<"):
+            broken("it begins like a web page, as servers send instead of a file that they do not have")
         if len(start) < 9 or start[8:] != b"{":
             broken(f"it has {size:,} bytes, and no header" if len(start) < 9 else "it does not begin with a header")
         (length,) = struct.unpack("<Q", start[:8])
@@ -193,13 +226,15 @@ def _read(file: IO[bytes], size: int, name: str) -> tuple[dict[str, Tensor], dic
         data = file.read()
         if len(text) != length or 8 + length + len(data) != size:
             broken("it became shorter or longer while it was read")
+        if expected_sha256 is not None:
+            check_sha256(hashlib.sha256(start[:8] + text + data).hexdigest(), expected_sha256, name)
         # A copy each: safetensors' tensors lie wherever the header ends, which need not suit their dtype.
         tensors = {key: tensor.clone() for key, tensor in load(start[:8] + text + data).items()}
         header = _read_entries(entries, text, data, name)
     except (MemoryError, RecursionError, OverflowError) as error:
         raise WeightsError(f"{name} cannot be read: {type(error).__name__}, so large is it.") from error
     except (SafetensorError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
-        if isinstance(error, WeightsError):
+        if isinstance(error, CifarNetsError):
             raise
         broken(error)
     channels_last, halved = (_names(header.pop(key, [])) for key in ("channels_last", "halved"))

@@ -3,6 +3,7 @@
 import contextlib
 import re
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -18,6 +19,12 @@ ANSWER_SECONDS = 8.0
 STALL_SECONDS = 30.0
 """Seconds after which a download that does not grow is given up."""
 
+PAUSES = (1.0, 2.0, 4.0)
+"""Seconds before each further try, after the Hub has said that it is busy (429) or broken (5xx)."""
+
+LONGEST_PAUSE = 30.0
+"""Seconds that the Hub may ask to wait; if it asks for more, the user is told instead."""
+
 T = TypeVar("T")
 _ADDRESS = re.compile(r"hf://([^/@]+)/([^/@]+)(?:@(refs/(?:pr|convert)/[^/]+|[^/]*))?(?:/(.*))?", re.DOTALL)
 _WEB_ADDRESS = re.compile(
@@ -30,7 +37,7 @@ def fetch(address: str) -> Path:
 
     The environment variables of `huggingface_hub` apply: `HF_HOME`, `HF_ENDPOINT`, `HF_TOKEN`, `HF_HUB_OFFLINE`.
     A Hub that does not answer within 8 seconds is taken for unreachable, and a download that has not grown for 30
-    seconds for dead.
+    seconds for dead. Where the Hub says that it is busy or broken (429, 5xx), it is asked three more times.
 
     Examples:
         >>> from cifarnets.weights.hub import fetch
@@ -56,17 +63,23 @@ def fetch(address: str) -> Path:
                 if isinstance(reason, errors.RepositoryNotFoundError):
                     raise reason from None
                 raise DownloadError(
-                    f"{address} is not in the cache, and the Hub cannot be reached: {_first_line(reason)}"
+                    f"{address} is not in the cache, and the Hub cannot be reached: {reason_of(reason)}"
                 ) from reason
-        return _watch(
+        return ask(
             lambda: Path(hf_hub_download(repo, filename, revision=revision, library_name="cifarnets")),
             STALL_SECONDS,
             lambda: _cached_bytes(repo),
+            is_near=True,
         )
     except DownloadError:
         raise
     except errors.LocalEntryNotFoundError as error:  # before EntryNotFoundError, which it derives from
         raise DownloadError(f"cannot download {address}: the Hub cannot be reached any more.") from error
+    except errors.GatedRepoError as error:  # before RepositoryNotFoundError, which it derives from
+        raise WeightsError(
+            f"the Hub does not give {address} to everyone: {repo!r} is gated. Ask for access on its page, and set "
+            "HF_TOKEN."
+        ) from error
     except errors.RepositoryNotFoundError as error:
         raise WeightsError(
             f"the Hub has nothing at {address}: no repository {repo!r}, or a private one (set HF_TOKEN)."
@@ -76,9 +89,9 @@ def fetch(address: str) -> Path:
     except errors.EntryNotFoundError as error:
         raise WeightsError(f"the Hub has nothing at {address}: {repo!r} has no file {filename!r}.") from error
     except ValueError as error:  # a name that the Hub allows nobody, or a path that leads out of the repository
-        raise InputError(f"{address!r} cannot be an address on the Hub: {_first_line(error)}") from error
+        raise InputError(f"{address!r} cannot be an address on the Hub: {reason_of(error)}") from error
     except Exception as error:  # the network's own: of which library depends on the version of huggingface_hub
-        raise DownloadError(f"cannot download {address}: {_first_line(error)}") from error
+        raise DownloadError(f"cannot download {address}: {reason_of(error)}") from error
 
 
 def parse_address(address: str) -> tuple[str, str | None, str]:
@@ -134,12 +147,56 @@ def _why_unreachable(repo: str, revision: str | None, filename: str) -> Exceptio
         return None  # a commit never changes, so that hf_hub_download asks nobody
     url = hf_hub_url(repo, filename, revision=revision)
     try:
-        _watch(lambda: get_hf_file_metadata(url, timeout=ANSWER_SECONDS), ANSWER_SECONDS)
+        ask(lambda: get_hf_file_metadata(url, timeout=ANSWER_SECONDS), ANSWER_SECONDS)
     except (errors.RevisionNotFoundError, errors.EntryNotFoundError, ValueError):
         raise
     except Exception as error:
         return error
     return None
+
+
+def ask(call: Callable[[], T], patience: float, progress: Callable[[], int] = lambda: 0, *, is_near: bool = False) -> T:
+    """Make a call to the Hub, and make it again where the Hub says that it is busy or broken.
+
+    Args:
+        call: Asks the Hub.
+        patience: Seconds without progress after which the call is given up.
+        progress: A number that grows while the call makes progress.
+        is_near: The Hub has answered just now, so a connection that breaks is worth another try.
+
+    Raises:
+        Exception: What the call raises, in the end.
+        TimeoutError: It made no progress.
+    """
+    for pause in PAUSES:
+        try:
+            return _watch(call, patience, progress)
+        except TimeoutError:
+            raise
+        except Exception as error:
+            status, wanted = status_of(error), _wanted_pause(error)
+            has_broken = is_near and not status and not isinstance(error, (ValueError, FileNotFoundError))
+            is_passing = status == 429 or 500 <= status < 600 or has_broken
+            if not is_passing or wanted > LONGEST_PAUSE:
+                raise
+            time.sleep(max(pause, wanted))
+    return _watch(call, patience, progress)
+
+
+def status_of(error: BaseException) -> int:
+    """The status of the Hub's answer that an error is about; 0 if it is about none."""
+    return int(getattr(getattr(_unwrapped(error), "response", None), "status_code", None) or 0)
+
+
+def _wanted_pause(error: BaseException) -> float:
+    """The seconds that the Hub asks to wait."""
+    text = str((getattr(getattr(_unwrapped(error), "response", None), "headers", None) or {}).get("Retry-After", ""))
+    return float(text) if re.fullmatch(r"\d{1,6}", text) else 0.0
+
+
+def _unwrapped(error: BaseException) -> BaseException:
+    """The error that huggingface_hub wraps into one that says only what was uploaded."""
+    return error.__cause__ if type(error) is RuntimeError and error.__cause__ is not None else error
 
 
 def _watch(call: Callable[[], T], patience: float, progress: Callable[[], int] = lambda: 0) -> T:
@@ -182,8 +239,16 @@ def _cached_bytes(repo: str) -> int:
     return total
 
 
-def _first_line(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
     """What went wrong, in a line: network libraries wrap the system's own words several times."""
+    error = _unwrapped(error)
+    status = status_of(error)
+    if status == 429:
+        return (
+            "the Hub has had too many requests from here (429): wait some minutes, or set HF_TOKEN, which allows more"
+        )
+    if 500 <= status < 600:
+        return f"the Hub is out of order (status {status}): try again later"
     inner: BaseException | None = error
     while inner is not None:
         if isinstance(inner, OSError) and inner.strerror:

@@ -56,6 +56,7 @@ class Release:
         milliseconds: Time for an image on the CPU in a batch of one.
         milliseconds_batch: Time for an image on the CPU in a batch of 1,000.
         measured: The machine of these times.
+        provenance: Where the weights come from: licence and version, recipe, commit, paper, machine and data.
     """
 
     name: str
@@ -83,6 +84,7 @@ class Release:
     milliseconds: float
     milliseconds_batch: float
     measured: str
+    provenance: Mapping[str, Any]
 
 
 @functools.cache
