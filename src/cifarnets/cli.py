@@ -158,6 +158,11 @@ class _Options:
         if action.option_strings:
             self.flags[action.dest] = action.option_strings[0]
 
+    def examples(self, text: str) -> None:
+        """Show commands below the options of the help."""
+        self._parser.epilog = f"examples:\n{text}"
+        self._parser.formatter_class = argparse.RawDescriptionHelpFormatter
+
     def add_data_root(self) -> None:
         self.add("--data-root", type=Path, metavar="DIR", help="the folder that holds cifar-10-batches-py")
 
@@ -244,6 +249,35 @@ def _predict(options: _Options) -> None:
     options.add("--csv", action="store_true", help="a table: image, rank, class, probability")
     options.add("--jsonl", action="store_true", help="a JSON object in a line for each picture")
     options.add("--json", action="store_true", help="one JSON array")
+
+
+IMPORTS = """\
+  cifarnets import resnet20-12fca82f.th resnet20.safetensors --as resnet20 \\
+      --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225
+  cifarnets import best.pt mine.safetensors --as convnet --mean 0.5,0.5,0.5 --std 0.25,0.25,0.25 \\
+      --classes cat,dog --entry model_ema --allow-unexpected 'loss.*'
+
+No checkpoint says how its images were normalised: look for Normalize(mean, std) in the script that wrote it.
+"""
+
+
+def _import(options: _Options) -> None:
+    options.add(
+        "file", type=Path, metavar="FILE", help="a checkpoint of torch.save, or a safetensors file; runs no code"
+    )
+    options.add("out", type=Path, metavar="OUT", help="the weight file to write: mine.safetensors")
+    options.add("--as", dest="name", required=True, metavar="MODEL", help="a model of `cifarnets list`")
+    options.add("--mean", type=_list_of(float), required=True, metavar="X,X,X", help="of the training, in 0..1")
+    options.add("--std", type=_list_of(float), required=True, metavar="X,X,X", help="the same")
+    options.add("--classes", type=_list_of(str), metavar="A,B,…", help="names of the outputs, in their order")
+    options.add("--config", type=_pair, action="append", default=[], metavar="K=V", help="arguments of the model")
+    options.add(
+        "--entry", metavar="NAME", help="where the state dict lies in FILE (default: averaged weights, or others)"
+    )
+    patterns = {"type": _list_of(str), "default": (), "metavar": "A,B,…"}
+    options.add("--allow-missing", help="tensors that FILE need not have, or patterns: 'head.*'", **patterns)
+    options.add("--allow-unexpected", help="names in FILE that may be left over, or patterns", **patterns)
+    options.examples(IMPORTS)
 
 
 WHAT = ("config", "classes", "val", "synthetic", "augment", "distill")
@@ -361,4 +395,5 @@ COMMANDS: dict[str, tuple[str, Callable[[_Options], None]]] = {
     "train": ("train a model on CIFAR-10 and keep the run in a folder", _train),
     "evaluate": ("measure a model on CIFAR-10", _evaluate),
     "predict": ("classify pictures", _predict),
+    "import": ("make a weight file of another program's checkpoint", _import),
 }

@@ -42,6 +42,7 @@ from cifarnets.models.metadata import get_meta
 from cifarnets.prediction import Prediction, Preprocessing, find_pictures, predict
 from cifarnets.recipes import Recipe, Run, list_recipes, load_recipe, run_recipe
 from cifarnets.recipes.recipe import read_recipe, recipe_name
+from cifarnets.sharing import import_model
 from cifarnets.training import ArticleLog, Callback, Trainer
 from cifarnets.training.checkpoint import CHECKPOINT_FILE
 from cifarnets.weights.index import Release, mean_and_std, releases
@@ -479,6 +480,25 @@ def demo(options: argparse.Namespace) -> None:
         _print(f"  {name:<18} {meaning}")
 
 
+def import_file(options: argparse.Namespace) -> None:
+    """Make a weight file of another program's checkpoint, and print what matched."""
+    if options.out.exists() and options.file.exists() and options.out.samefile(options.file):
+        raise UsageError(f"OUT is FILE itself ({options.out}): name another file to write.")
+    model, report = import_model(
+        options.file,
+        options.name,
+        mean=options.mean,
+        std=options.std,
+        classes=options.classes,
+        entry=options.entry,
+        allow_missing=options.allow_missing,
+        allow_unexpected=options.allow_unexpected,
+        **dict(options.config),
+    )
+    path = cifarnets.save(model, options.out)
+    _print(f"{report}\nSaved in {path} ({path.stat().st_size:,} bytes); check it with:\n  cifarnets evaluate {path}")
+
+
 def _find_cifar10(options: argparse.Namespace) -> bool:
     """Whether CIFAR-10 is there, after a short try to download it; prints in one line where it is, or why not."""
     root = find_cifar10(options.data_root)
@@ -518,4 +538,5 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {
     "train": train,
     "evaluate": evaluate,
     "predict": predict_files,
+    "import": import_file,
 }
