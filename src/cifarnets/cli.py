@@ -224,7 +224,8 @@ def _download(options: _Options) -> None:
 
 def _evaluate(options: _Options) -> None:
     options.add_model()
-    options.add("--split", choices=("test", "train"), default="test", help="which images (default: test)")
+    options.add("--images", type=Path, metavar="DIR", help="your pictures, a folder for each class, not CIFAR-10")
+    options.add("--split", choices=("test", "train"), help="which images of CIFAR-10 (default: test)")
     options.add_tta()
     options.add_data_root()
     options.add_device()
@@ -250,6 +251,15 @@ def _predict(options: _Options) -> None:
     options.add("--jsonl", action="store_true", help="a JSON object in a line for each picture")
     options.add("--json", action="store_true", help="one JSON array")
 
+
+TRAININGS = """\
+  cifarnets train convnet --classes airplane,automobile,ship --epochs 100
+  cifarnets train convnet --images pictures/train --val-images pictures/val --epochs 30
+  cifarnets train convnet --images pictures --val 200 --augment flip=random
+  cifarnets train --recipe resnet20 --seed 1 --resume runs/mine
+
+A folder of --images has a folder for each class: pictures/cat/1.jpg, pictures/dog/rex.png.
+"""
 
 IMPORTS = """\
   cifarnets import resnet20-12fca82f.th resnet20.safetensors --as resnet20 \\
@@ -280,7 +290,7 @@ def _import(options: _Options) -> None:
     options.examples(IMPORTS)
 
 
-WHAT = ("config", "classes", "val", "synthetic", "augment", "distill")
+WHAT = ("config", "classes", "images", "val_images", "val", "synthetic", "augment", "distill")
 FAST = ("precision", "compile", "channels_last", "deterministic")
 """The fields of a recipe under two headings of `cifarnets train --help`; all others stand between them."""
 
@@ -320,9 +330,13 @@ def _train(options: _Options) -> None:
             flag = SPELLINGS.get(name, "--" + name.replace("_", "-"))
             shown = texts[name].replace("%", "%%") + _default(defaults[name])
             # None means that the option was not given: the recipe's own value stays.
-            options.add(flag, dest=name, default=None, help=shown, **_settings(hints[name]))
+            settings = _settings(hints[name])
+            if name.endswith("images"):
+                settings["metavar"] = "DIR"
+            options.add(flag, dest=name, default=None, help=shown, **settings)
             if name == "config":
                 options.add("--num-classes", type=_positive, metavar="N", help="outputs (default: one a class)")
+    options.examples(TRAININGS)
 
 
 def _settings(hint: Any) -> dict[str, Any]:
@@ -392,8 +406,8 @@ COMMANDS: dict[str, tuple[str, Callable[[_Options], None]]] = {
     "info": ("show the arguments and layers of a model, and the facts about released weights", _info),
     "verify": ("check released weights: bytes, logits, accuracy", _verify),
     "download": ("fetch CIFAR-10 and check it", _download),
-    "train": ("train a model on CIFAR-10 and keep the run in a folder", _train),
-    "evaluate": ("measure a model on CIFAR-10", _evaluate),
+    "train": ("train a model on CIFAR-10, or on your pictures, and keep the run in a folder", _train),
+    "evaluate": ("measure a model on CIFAR-10, or on your pictures", _evaluate),
     "predict": ("classify pictures", _predict),
     "import": ("make a weight file of another program's checkpoint", _import),
 }
