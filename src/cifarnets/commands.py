@@ -301,7 +301,7 @@ def predict_files(options: argparse.Namespace) -> int:
         total = len(names)
     failures = 0
     with _Report(options, total) as report:
-        for group in _groups(read_ahead(names, preprocessing.read), PICTURES_AT_ONCE):
+        for group in _groups(read_ahead(names, preprocessing.read, 2 * PICTURES_AT_ONCE), PICTURES_AT_ONCE):
             pictures = [picture for _, picture in group if isinstance(picture, Tensor)]
             found: Any = predict(
                 model,

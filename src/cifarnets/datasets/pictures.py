@@ -38,9 +38,6 @@ MOST_BYTES = 500_000_000
 DRAFT = 8
 """A JPEG is decoded at a size that is still this many times the wanted one, or larger."""
 
-READ_AHEAD = 128
-"""Pictures that are decoded, or being decoded, before the first of them is asked for."""
-
 ORIENTATION = 0x0112
 """The EXIF tag that says how the camera was held."""
 
@@ -198,7 +195,9 @@ Read: TypeAlias = "tuple[str, Tensor | CifarNetsError]"
 """The name of a file, and its picture, or what is wrong with it."""
 
 
-def read_ahead(names: Iterable[str | CifarNetsError], read: Callable[[str], Tensor]) -> Iterator[Read]:
+def read_ahead(
+    names: Iterable[str | CifarNetsError], read: Callable[[str], Tensor], ahead: int = 128
+) -> Iterator[Read]:
     """Read pictures in several threads, some ahead, and give them in their order; errors among the names pass through.
 
     Examples:
@@ -220,7 +219,7 @@ def read_ahead(names: Iterable[str | CifarNetsError], read: Callable[[str], Tens
         try:
             for name in names:
                 waiting.append(pool.submit(attempt, name))
-                if len(waiting) > READ_AHEAD:
+                if len(waiting) > ahead:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
