@@ -13,7 +13,7 @@ from cifarnets._runtime import set_environment as _set_environment
 from cifarnets.version import __version__
 
 if TYPE_CHECKING:
-    from cifarnets import datasets, distillation, errors, models, recipes, training, viz
+    from cifarnets import datasets, distillation, errors, models, recipes, sharing, training, viz
     from cifarnets.errors import CifarNetsError
     from cifarnets.evaluation import Evaluation, evaluate
     from cifarnets.models import create, info, list_models, load, save
@@ -44,6 +44,7 @@ __all__ = [
     "reproduce",
     "save",
     "seed_everything",
+    "sharing",
     "training",
     "verify",
     "viz",
