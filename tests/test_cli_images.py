@@ -126,6 +126,16 @@ def test_a_run_is_resumed_from_anywhere_on_the_same_pictures(
     assert len((folder / "history.csv").read_text().splitlines()) == 3
 
 
+@pytest.mark.usefixtures("pictures")
+def test_the_same_command_starts_a_run_and_resumes_it(run: Run) -> None:
+    words = (*TRAIN, "--images", "../pictures/train", "--epochs", "1", "--resume", "run")
+    assert run(*words)[0] == 0
+    assert run(*words)[0] == 0, "a relative path means the same folder again"
+    status, _, complaints = run(*words, "--val-images", "../pictures/val")
+    assert status == 1
+    assert "has another recipe: --val-images None" in complaints
+
+
 def test_a_resumed_run_with_other_pictures_is_refused(pictures: Path, run: Run) -> None:
     words = ("--images", "../pictures/train", "--epochs", "1", "--out", "run")
     assert run(*TRAIN, *words)[0] == 0

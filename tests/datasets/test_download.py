@@ -725,6 +725,7 @@ FAULTS: dict[str, tuple[dict[str, Any], str, int]] = {
 def bad(request: pytest.FixtureRequest, host: Host, archive: bytes, root: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A source with a fault, and the beginning of the archive in the folder."""
     monkeypatch.setattr(download, "PATIENCE", 0.4)
+    monkeypatch.setattr(download, "SLOW", 10_000)  # which a good source is above on any machine
     host.add("ring", b"", redirect="/bad")
     behaviour = dict(FAULTS[request.param][0])
     content = behaviour.pop("page", None)
@@ -741,7 +742,7 @@ def test_a_bad_source_is_left_for_the_next_and_its_bytes_are_kept(
 ) -> None:
     started = time.monotonic()
     download_cifar10(root, sources=[bad, host.add("good", archive)])
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 10
     assert_complete(root, files)
     (found,) = host.sources["good"].asked
     if asked >= 0:
@@ -755,7 +756,7 @@ def test_a_bad_source_alone_is_an_error_that_says_why(bad: str, message: str, ar
     started = time.monotonic()
     with pytest.raises((DownloadError, DataCorruptError), match=message) as info:
         download_cifar10(root, sources=[bad])
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 10
     assert bad in str(info.value)
     assert "\n" not in str(info.value)
     if "more than" not in message:  # whoever sends too much has proved that the archive is none
@@ -787,6 +788,7 @@ def test_a_fast_beginning_does_not_excuse_a_trickle(
     host: Host, archive: bytes, files: dict[str, bytes], root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(download, "PATIENCE", 0.4)
+    monkeypatch.setattr(download, "SLOW", 10_000)
 
     def send(connection: socket.socket) -> None:
         connection.sendall(f"HTTP/1.1 200 OK\r\nContent-Length: {len(archive)}\r\n\r\n".encode() + archive[:250_000])
@@ -797,7 +799,7 @@ def test_a_fast_beginning_does_not_excuse_a_trickle(
     with raw_server(monkeypatch, send) as tired:
         started = time.monotonic()
         download_cifar10(root, sources=[tired, host.add("good", archive)])
-        assert time.monotonic() - started < 4
+        assert time.monotonic() - started < 10
     (asked,) = host.sources["good"].asked
     assert 250_000 < int(str(asked)[6:-1]) < 250_200
     assert_complete(root, files)

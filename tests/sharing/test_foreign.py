@@ -1,5 +1,6 @@
 """Checkpoints of other programs: every prefix, wrapper and layout gives the logits of the net that was saved."""
 
+import argparse
 import contextlib
 import io
 import os
@@ -147,7 +148,7 @@ Wrap = Callable[[dict[str, Tensor]], Any]
 WRAPPERS: dict[str, Wrap] = {
     "state_dict": lambda state: {"state_dict": state, "best_prec1": torch.tensor(91.2), "epoch": 3},
     "model_state_dict": lambda state: {"model_state_dict": state, "optimizer_state_dict": {"state": {0: {}}}},
-    "model": lambda state: {"model": state, "args": None, "scaler": {}},
+    "model": lambda state: {"model": state, "args": argparse.Namespace(lr=0.1, data=["a"]), "scaler": {}},
     "net": lambda state: {"net": state, "acc": 93.1, "epoch": 199},
     "ema": lambda state: {"ema": state},
     "model_ema": lambda state: {"model_ema": state},
@@ -612,6 +613,15 @@ def test_a_plain_pickle_and_a_whole_module_are_refused(tmp_path: Path) -> None:
     assert not marker.exists()
     with pytest.raises(WeightsError, match=r"would run code of .*test_foreign\.Holder"):
         load_state(convnet(), put(tmp_path / "module.pth", Holder("net", nn.Linear(1, 1))))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace:FutureWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace:DeprecationWarning")
+def test_a_torchscript_archive_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "script.pt"
+    torch.jit.trace(nn.Linear(2, 2), torch.zeros(1, 2)).save(path)
+    with pytest.raises(WeightsError, match="script"):
+        load_state(convnet(), path)
 
 
 def torch_file() -> bytes:

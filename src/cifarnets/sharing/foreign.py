@@ -4,10 +4,12 @@ A checkpoint is data of a stranger. A torch file is read with `weights_only=True
 is checked before the first tensor is copied, so a file that does not fit leaves the model as it was.
 """
 
+import argparse
 import hashlib
 import math
 import os
 import re
+import threading
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -43,6 +45,9 @@ NESTED = 4
 
 SHOWN = 6
 """Names of one kind that a message lists."""
+
+_SAFE_GLOBALS = threading.Lock()
+"""What torch takes for safe is the same in all threads."""
 
 _STARTS = (b"PK\x03\x04", b"\x80")
 """How torch files begin: a ZIP archive since torch 1.6, a pickle before."""
@@ -528,7 +533,9 @@ def _read(path: Path) -> Mapping[Any, Any]:
             if start.startswith(b"PK"):
                 _check_archive(file, os.fstat(file.fileno()).st_size)
                 file.seek(0)
-            content = torch.load(file, map_location="cpu", weights_only=True)
+            # Scripts that keep their options in a checkpoint keep a Namespace, which is a dict with dots.
+            with _SAFE_GLOBALS, torch.serialization.safe_globals([argparse.Namespace]):
+                content = torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:
         raise WeightsError(f"cannot read the checkpoint {shown}: {error.strerror or error}.") from error
     except WeightsError:
