@@ -10,7 +10,9 @@ import pytest
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="limits of memory are set as on Unix")
 
 
-@pytest.mark.parametrize(("target", "cases"), [("load", 1200), ("resume", 200), ("run.json", 500), ("index.json", 200)])
+@pytest.mark.parametrize(
+    ("target", "cases"), [("load", 1200), ("resume", 200), ("foreign", 500), ("run.json", 500), ("index.json", 200)]
+)
 def test_no_file_gets_through(target: str, cases: int, tmp_path: Path) -> None:
     command = [sys.executable, "-W", "ignore", "-m", "fuzz", "--cases", str(cases), "--target", target]
     done = subprocess.run(

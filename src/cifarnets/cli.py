@@ -287,6 +287,7 @@ def _import(options: _Options) -> None:
     patterns = {"type": _list_of(str), "default": (), "metavar": "A,B,…"}
     options.add("--allow-missing", help="tensors that FILE need not have, or patterns: 'head.*'", **patterns)
     options.add("--allow-unexpected", help="names in FILE that may be left over, or patterns", **patterns)
+    options.add_json()
     options.examples(IMPORTS)
 
 

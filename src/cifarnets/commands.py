@@ -487,6 +487,9 @@ def import_file(options: argparse.Namespace) -> None:
         **dict(options.config),
     )
     path = cifarnets.save(model, options.out)
+    if options.json:
+        _print_json({**asdict(report), "path": str(path)})
+        return
     _print(f"{report}\nSaved in {path} ({path.stat().st_size:,} bytes); check it with:\n  cifarnets evaluate {path}")
 
 

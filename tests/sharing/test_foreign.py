@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import io
+import json
 import os
 import pickle
 import struct
@@ -768,7 +769,11 @@ def test_arguments_of_the_model_and_names_to_leave_out_are_options(
     assert "not part of the model: loss.weight. If that is meant" in complaints
     assert "--allow-unexpected" in complaints, "in the words of the command line"
     assert not out.exists()
-    assert run(capsys, *words, "--allow-unexpected", "loss.*")[0] == 0
+    status, printed, _ = run(capsys, *words, "--allow-unexpected", "loss.*", "--json")
+    assert status == 0
+    report = json.loads(printed)
+    assert (report["entry"], report["matched"], report["unexpected"]) == ("a.b", 8, ["loss.weight"])
+    assert report["path"] == str(out)
     assert torch.equal(load(out)(images()), theirs(images()))
 
 
