@@ -484,6 +484,23 @@ def test_blocks_beyond_the_ninth_keep_their_order(depth: int, tmp_path: Path) ->
     assert_same_logits(ours, theirs)
 
 
+def test_a_block_that_is_missing_moves_no_other(tmp_path: Path) -> None:
+    theirs, ours = akamaster(), resnet()
+    state = {name: value for name, value in theirs.state_dict().items() if not name.startswith("layer1.1.")}
+    path = put(tmp_path / "x.pth", state)
+    with pytest.raises(WeightsError, match=r"missing: blocks\.1\.conv1\.weight"):
+        load_state(ours, path)
+    load_state(ours, path, allow_missing=["blocks.1.*"])
+    assert torch.equal(ours.blocks[2].conv1.weight, theirs.layer1[2].conv1.weight)
+
+
+def test_a_tensor_under_both_names_is_left_over_once(tmp_path: Path) -> None:
+    theirs, ours = akamaster(), resnet()
+    state = {**theirs.state_dict(), "head.bias": torch.zeros(10)}
+    with pytest.raises(WeightsError, match=r"1 names in the file are not part of the model: linear\.bias"):
+        load_state(ours, put(tmp_path / "x.pth", state))
+
+
 def test_a_deeper_vgg_gives_equal_logits(tmp_path: Path) -> None:
     theirs, ours = stir(KuangliuVGG((2, 2, 3, 3, 3))), create("vgg16_bn", widths=VGG_WIDTHS).eval()
     load_state(ours, put(tmp_path / "x.pth", theirs.state_dict()))

@@ -14,6 +14,7 @@ import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -415,15 +416,27 @@ def _named(layout: _Layout, prefix: str, names: Mapping[str, str], wanted: Any) 
                 block = (int(groups["stage"]), int(groups["unit"])) if "stage" in groups else None
                 layers[layer] = here.format(n=groups.get("n")), block
                 break
-    blocks = {block: index for index, block in enumerate(sorted({b for _, b in layers.values() if b is not None}))}
+    blocks = _block_numbers({block for _, block in layers.values() if block is not None})
     origins: dict[str, str] = {}
     for name, origin in names.items():
         layer, _, last = name.rpartition(".")
+        ours = name
         if layer in layers:
             here, block = layers[layer]
-            name = f"{here}.{last}" if block is None else f"blocks.{blocks[block]}.{here}.{last}"
-        origins[name] = origin
+            ours = f"{here}.{last}" if block is None else f"blocks.{blocks[block]}.{here}.{last}"
+        # Where a file has a tensor under both names, theirs is left over.
+        origins[name if ours in names or ours in origins else ours] = origin
     return _Match(layout.name, prefix, origins, len(origins.keys() & wanted))
+
+
+def _block_numbers(found: set[tuple[int, int]]) -> dict[tuple[int, int], int]:
+    """The place of each block, a (stage, unit), among all; a unit that is missing keeps its place."""
+    first = min((unit for _, unit in found), default=0)
+    sizes: dict[int, int] = {}
+    for stage, unit in sorted(found):
+        sizes[stage] = unit + 1 - first
+    starts = dict(zip(sizes, accumulate(sizes.values(), initial=0), strict=False))  # but for the sum of all
+    return {(stage, unit): starts[stage] + unit - first for stage, unit in found}
 
 
 def _advice(model: nn.Module, match: _Match, state: Mapping[str, Any], targets: Mapping[str, Tensor]) -> str:
