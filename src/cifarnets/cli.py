@@ -220,6 +220,12 @@ def _verify(options: _Options) -> None:
 
 def _download(options: _Options) -> None:
     options.add_data_root()
+    options.examples(
+        "  cifarnets download --data-root ~/data\n"
+        "  CIFARNETS_DATA_URL=http://files.example/cifar-10-python.tar.gz cifarnets download\n\n"
+        "The sources in $CIFARNETS_DATA_URL (with spaces between them) are tried first, then the author's host and its\n"
+        "mirrors. An interrupted download is resumed by the next call, from whatever source."
+    )
 
 
 def _evaluate(options: _Options) -> None:
@@ -230,6 +236,11 @@ def _evaluate(options: _Options) -> None:
     options.add_data_root()
     options.add_device()
     options.add_json()
+    options.examples(
+        "  cifarnets evaluate resnet20 --tta mirror\n"
+        "  cifarnets evaluate runs/mine --json\n"
+        "  cifarnets evaluate runs/mine --images pictures/val      a folder for each class of the model"
+    )
 
 
 def _predict(options: _Options) -> None:

@@ -104,6 +104,16 @@ def test_bad_files_can_be_left_out_and_cost_the_others_nothing(spoilt: Path, cap
     assert all(name in record.getMessage() for name in BAD)
 
 
+def test_pictures_outside_of_class_folders_are_not_left_out_in_silence(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (folder / "dog" / "rex.png").rename(folder / "rex.png")
+    with caplog.at_level(logging.WARNING, "cifarnets"):
+        assert len(ImageDataset.from_folder(folder)) == 4
+    assert "1 pictures in" in caplog.text
+    assert "lie in no class folder, and are left out" in caplog.text
+
+
 def test_a_folder_of_bad_files_only_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "cat").mkdir()
     for index in range(30):

@@ -85,6 +85,9 @@ def read_folder(
             raise InputError(f"the class folder {str(path)!r} holds no picture: fill it, or remove it.")
         files += map(str, pictures)
         labels += [names.index(path.name)] * len(pictures)
+    root = as_path(folder)
+    if outside := [path for path in find_pictures(root) if path.parent == root]:
+        _LOG.warning("%d pictures in %r lie in no class folder, and are left out.", len(outside), str(folder))
     images = torch.empty(len(files), channels, *size, dtype=torch.uint8, device="cpu")
     good, bad = [], []
     with tqdm(
