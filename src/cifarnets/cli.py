@@ -223,8 +223,8 @@ def _download(options: _Options) -> None:
     options.examples(
         "  cifarnets download --data-root ~/data\n"
         "  CIFARNETS_DATA_URL=http://files.example/cifar-10-python.tar.gz cifarnets download\n\n"
-        "The sources in $CIFARNETS_DATA_URL (with spaces between them) are tried first, then the author's host and its\n"
-        "mirrors. An interrupted download is resumed by the next call, from whatever source."
+        "The sources in $CIFARNETS_DATA_URL (with spaces between them) are tried first, then the author's host and\n"
+        "its mirrors. An interrupted download is resumed by the next call, from whatever source."
     )
 
 
