@@ -104,14 +104,19 @@ class TestRefuses:
             function(None, torch.zeros(3, 32, 32))
 
     @pytest.mark.parametrize("function", [predict, features])
-    @pytest.mark.parametrize("kind", ["sparse", "meta"])
+    @pytest.mark.parametrize("kind", ["sparse", "csr", "nested", "quantized", "meta"])
+    @pytest.mark.filterwarnings("ignore")  # torch calls some of these kinds a beta, or old
     def test_a_tensor_without_pixels(self, kind: str, function: Any, model: nn.Module) -> None:
+        zeros = torch.zeros(3, 32, 32)
         picture = {
-            "sparse": torch.zeros(3, 32, 32).to_sparse(),
-            "meta": torch.zeros(3, 32, 32, device="meta", dtype=torch.uint8),
-        }[kind]
+            "sparse": lambda: zeros.to_sparse(),
+            "csr": lambda: zeros.to_sparse_csr(),
+            "nested": lambda: torch.nested.nested_tensor([zeros[0]] * 3),
+            "quantized": lambda: torch.quantize_per_tensor(zeros, 1.0, 0, torch.quint8),
+            "meta": lambda: zeros.to("meta", torch.uint8),
+        }[kind]()
         for images in (picture, [picture]):
-            with pytest.raises(InputError):
+            with pytest.raises(InputError, match="a picture must be a dense tensor with values, not "):
                 function(model, images)
 
     @pytest.mark.parametrize("topk", [None, 1.0, "1", True, float("nan")])

@@ -14,6 +14,7 @@ from cifarnets.version import __version__
 
 if TYPE_CHECKING:
     from cifarnets import datasets, distillation, errors, models, recipes, sharing, training, viz
+    from cifarnets.calibration import calibrate
     from cifarnets.errors import CifarNetsError
     from cifarnets.evaluation import Evaluation, evaluate
     from cifarnets.models import create, info, list_models, load, save
@@ -29,6 +30,7 @@ __all__ = [
     "Evaluation",
     "Trainer",
     "__version__",
+    "calibrate",
     "create",
     "datasets",
     "distillation",
@@ -53,6 +55,7 @@ __all__ = [
 # Where the functions and classes come from: each module is imported when one of its names is first used (PEP 562).
 # So the command line can print its help, and check its options, without the seconds that torch takes to import.
 _NAMES = {
+    "calibration": ("calibrate",),
     "errors": ("CifarNetsError",),
     "evaluation": ("Evaluation", "evaluate"),
     "models": ("create", "info", "list_models", "load", "save"),

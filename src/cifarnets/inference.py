@@ -1,10 +1,9 @@
 """The one gate where a model meets a batch: shapes, labels, eval mode, test-time augmentation, logits."""
 
-import contextlib
 import os
 import threading
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Literal
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -256,35 +255,79 @@ def match_data(model: nn.Module, loader: object) -> tuple[str, ...] | None:
     return own or (None if classes is None else tuple(classes))
 
 
+def refuse_test_set(loader: object, user: str) -> None:
+    """Refuse to choose on images that are visibly a test set, ours or torchvision's.
+
+    Args:
+        loader: What the choice would be made on.
+        user: Who would choose, for the message.
+
+    Raises:
+        InputError: They are a test set.
+    """
+    if _is_test(loader):
+        raise InputError(
+            f"{user} would choose on the test set, whose figures would then be too good to be true: hold out a "
+            "part of the training set with train_val_split, or say allow_test=True."
+        )
+
+
+def _is_test(loader: Any) -> bool:
+    source = loader
+    while hasattr(source, "dataset"):  # that of a loader, and of torch's Subset
+        source = source.dataset
+    if hasattr(source, "datasets"):  # torch's ConcatDataset
+        return any(map(_is_test, source.datasets))
+    return getattr(source, "split", None) == "test" or getattr(source, "train", None) is False
+
+
 def name_outputs(classes: Sequence[str] | None, outputs: int) -> tuple[str, ...]:
     """Name every output; one beyond the known classes is called by its number."""
     known = tuple(classes or ())[:outputs]
     return known + tuple(map(str, range(len(known), outputs)))
 
 
-@contextlib.contextmanager
-def eval_mode(model: nn.Module, device: torch.device) -> Iterator["Session"]:
+class eval_mode:  # noqa: N801 (used like contextlib's own; a generator would take longer than a small layer)
     """Hold the model on `device`, in eval mode and without gradients, until the block ends.
 
     Several threads may be inside at once: the first one in switches the model, the last one out puts back what it
     was. A thread that asks for another device waits.
+
+    Examples:
+        >>> import torch
+        >>> from cifarnets.inference import eval_mode
+        >>> model = torch.nn.Dropout()
+        >>> with eval_mode(model, torch.device("cpu")) as session:
+        ...     model.training, session.dtype
+        (False, torch.float32)
+        >>> model.training
+        True
     """
-    key = id(unwrap(model))
-    with _lock:
-        while (session := _sessions.get(key)) is not None and session.device != device:
-            _changed.wait()
-        if session is None:
-            session = _sessions[key] = Session(model, device)
-        session.users += 1
-    try:
+
+    def __init__(self, model: nn.Module, device: torch.device) -> None:
+        self._model = model
+        self._device = device
         # Not inference_mode: nobody could train with a tensor that a loader or a model caches meanwhile.
-        with torch.no_grad():
-            yield session
-    finally:
+        self._no_grad = torch.no_grad()
+
+    def __enter__(self) -> "Session":
+        key = self._key = id(unwrap(self._model))
         with _lock:
+            while (session := _sessions.get(key)) is not None and session.device != self._device:
+                _changed.wait()
+            if session is None:
+                session = _sessions[key] = Session(self._model, self._device)
+            session.users += 1
+        self._no_grad.__enter__()
+        return session
+
+    def __exit__(self, *error: object) -> None:
+        self._no_grad.__exit__(*error)
+        with _lock:
+            session = _sessions[self._key]
             session.users -= 1
             if not session.users:
-                del _sessions[key]
+                del _sessions[self._key]
                 session.close()
                 _changed.notify_all()
 
@@ -300,28 +343,29 @@ class Session:
 
     def __init__(self, model: nn.Module, device: torch.device) -> None:
         self.device = device
-        self.dtype = torch.float32
         self.users = 0
         self._model = model
         self._home: torch.device | None = None
         self._training: list[nn.Module] = []
-        found: list[Tensor | None] = []
+        on_cpu = device.type == "cpu"
+        dtype: torch.dtype | None = None
         # By hand, since `modules()` and `parameters()` take longer than a small net needs for one picture.
-        waiting: list[nn.Module | None] = [model]
-        seen = set()
-        while waiting:
-            module = waiting.pop()
-            if module is None or module in seen:
-                continue
-            seen.add(module)
+        modules, seen = [model], {model}
+        for module in modules:  # which grows meanwhile
             if module.training:
                 self._training.append(module)
-            found.extend(module._parameters.values())
-            waiting.extend(reversed(module._modules.values()))
-        parameters = [parameter for parameter in found if parameter is not None]
-        self.dtype = next((p.dtype for p in parameters if p.is_floating_point()), torch.float32)
-        if not (device.type == "cpu" and all(p.is_cpu for p in parameters)):
-            self._home = next((p.device for p in parameters if not _is_on(p, device)), None)
+            for parameter in module._parameters.values():
+                if parameter is None:
+                    continue
+                if dtype is None and parameter.is_floating_point():
+                    dtype = parameter.dtype
+                if not (on_cpu and parameter.is_cpu) and self._home is None and not _is_on(parameter, device):
+                    self._home = parameter.device
+            for child in module._modules.values():
+                if child is not None and child not in seen:
+                    seen.add(child)
+                    modules.append(child)
+        self.dtype = dtype or torch.float32
         if self._home is not None:
             model.to(device)
         if self._training:

@@ -82,7 +82,7 @@ def predict(
     inputs, single = preprocessing.prepare(images)
     if not isinstance(topk, int) or isinstance(topk, bool):
         raise InputError(f"topk must be a whole number, not {brief(topk)}.")
-    if not len(inputs):
+    if not inputs.shape[0]:
         return []
     target = resolve_device(device)
     with eval_mode(model, target) as session:
@@ -308,7 +308,7 @@ class Preprocessing(NamedTuple):
         shape = (len(self.mean), *self.size)
         if isinstance(images, Tensor) and images.dtype == torch.uint8 and images.shape == shape and _is_plain(images):
             # Nothing to check or to resize, and the checks would take as long as a small net.
-            pictures, single = images[None] / _WHITE, True
+            pictures, single = (images / _WHITE).unsqueeze_(0), True
         else:
             if isinstance(images, (str, os.PathLike)) and os.path.isdir(images):  # noqa: PTH112 (NUL is no error here)
                 images = find_pictures(images)
@@ -332,7 +332,7 @@ def _columns(mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[Tensor, T
 
 
 def _split(inputs: Tensor) -> Sequence[Tensor]:
-    return (inputs,) if len(inputs) <= BATCH_SIZE else torch.split(inputs, BATCH_SIZE)
+    return (inputs,) if inputs.shape[0] <= BATCH_SIZE else torch.split(inputs, BATCH_SIZE)
 
 
 def _class_names(classes: Any) -> tuple[str, ...] | None:

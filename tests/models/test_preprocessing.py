@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from cifarnets import load, predict
 from cifarnets.errors import InputError
-from cifarnets.models import create, transform_for, with_normalization
+from cifarnets.models import annotate, create, transform_for, with_normalization
 
 
 def test_the_view_takes_images_in_0_to_1() -> None:
@@ -78,3 +78,11 @@ def test_the_transform_of_a_grey_model_makes_pictures_grey() -> None:
     transform = transform_for(create("convnet", in_channels=1), mean=(0.0,), std=(1.0,))
     white = transform(torch.full((3, 32, 32), 255, dtype=torch.uint8))
     torch.testing.assert_close(white, torch.ones(1, 32, 32), atol=1e-3, rtol=0)
+
+
+def test_the_transform_has_the_size_of_the_training_images() -> None:
+    model = create("resnet20")
+    annotate(model, mean=[0.5] * 3, std=[0.25] * 3, size=(48, 64))
+    picture = PIL.Image.new("RGB", (100, 100))
+    assert transform_for(model)(picture).shape == (3, 48, 64)
+    assert transform_for(model, size=40)(picture).shape == (3, 40, 40)

@@ -125,6 +125,7 @@ def to_picture(image: Picture, channels: int, size: tuple[int, int] = (SIZE, SIZ
     """
     if isinstance(image, (Tensor, np.ndarray)):
         pixels = _from_array(image) if isinstance(image, np.ndarray) else image
+        _check_dense(pixels)
         if pixels.ndim != 3:
             raise _wrong_shape(image.shape)
         return _to_unit(pixels[None], channels, size)[0]
@@ -335,8 +336,7 @@ def _turn(picture: "PIL.Image.Image") -> str | None:
 
 def _to_unit(pixels: Tensor, channels: int, size: tuple[int, int]) -> Tensor:
     """`[N, C, H, W]`, uint8 or float in 0..1, as float32 `[N, channels, *size]`."""
-    if pixels.is_meta or pixels.layout != torch.strided:
-        raise InputError(f"a picture must be a dense tensor with values, not {pixels.layout} on {pixels.device}.")
+    _check_dense(pixels)
     pixels = pixels.detach().cpu()
     if 0 in pixels.shape:
         raise _wrong_shape(pixels.shape[1:])
@@ -352,6 +352,12 @@ def _to_unit(pixels: Tensor, channels: int, size: tuple[int, int]) -> Tensor:
         pixels = F.interpolate(pixels, size, mode="bilinear", antialias=True)
     unit = pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels
     return unit.expand(-1, channels, -1, -1)
+
+
+def _check_dense(pixels: Tensor) -> None:
+    if pixels.is_meta or pixels.layout != torch.strided or pixels.is_quantized or pixels.is_nested:
+        kind = next((kind for kind in ("quantized", "nested") if getattr(pixels, f"is_{kind}")), str(pixels.layout))
+        raise InputError(f"a picture must be a dense tensor with values, not {kind} on {pixels.device}.")
 
 
 def _check_range(pixels: Tensor) -> None:

@@ -85,12 +85,16 @@ def with_normalization(
 
 @checked
 def transform_for(
-    model: nn.Module, *, size: int = 32, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
+    model: nn.Module,
+    *,
+    size: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
 ) -> Any:
     """The transform from a picture to what a model takes, for datasets and data loaders of torchvision.
 
-    It does what `predict` does: the colours of the model, `size`×`size` pixels (bilinear, antialiased), and the
-    constants that the model was trained with.
+    It does what `predict` does: the colours of the model, the size of its images (bilinear, antialiased), and the
+    constants that it was trained with.
 
     Examples:
         >>> import PIL.Image
@@ -102,13 +106,13 @@ def transform_for(
 
     Args:
         model: A trained model.
-        size: Side of the images that the model takes.
+        size: Height and width of the result; None for those in `model.meta`, or 32 where they are not there.
         mean: Mean of each channel of images in 0..1; None for that in `model.meta`.
         std: Standard deviation of each channel; None for that in `model.meta`.
 
     Returns:
         A `torchvision.transforms.v2.Compose`. It maps PIL images and uint8 tensors `[C, H, W]` to float32 tensors
-        `[C, size, size]`.
+        `[C, H, W]`.
 
     Raises:
         InputError: As `with_normalization`.
@@ -116,10 +120,11 @@ def transform_for(
     from torchvision.transforms import v2
 
     mean, std = _constants(model, mean, std)
+    sides = (size, size) if size is not None else getattr(get_meta(model), "size", None) or (32, 32)
     colours = {1: [v2.Grayscale(1)], 3: [v2.RGB()]}.get(len(mean), [])
     return v2.Compose(
         [
-            v2.Resize((size, size), antialias=True),  # first, so that PIL resizes its own images, as in `predict`
+            v2.Resize(sides, antialias=True),  # first, so that PIL resizes its own images, as in `predict`
             v2.ToImage(),
             v2.ToDtype(torch.float32, scale=True),
             *colours,

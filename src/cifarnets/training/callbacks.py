@@ -12,6 +12,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from cifarnets._checked import checked
 from cifarnets.errors import CallbackError, CifarNetsError, InputError, brief
+from cifarnets.inference import refuse_test_set
 
 if TYPE_CHECKING:
     from cifarnets.training.trainer import Trainer
@@ -203,11 +204,8 @@ class Best:
             return
         if trainer.val_loader is None:
             raise InputError(f"{user} follows {self.monitor}: pass val_loader to fit, or follow another figure.")
-        if _is_test(trainer.val_loader) and not allow_test:
-            raise InputError(
-                f"{user} would choose on the test set, whose figures would then be too good to be true: hold out a "
-                "part of the training set with train_val_split, or say allow_test=True."
-            )
+        if not allow_test:
+            refuse_test_set(trainer.val_loader, user)
 
     def at(self, best: float) -> "Best":
         """The same rule with another best figure."""
@@ -228,16 +226,6 @@ class Best:
             self.best = value
             return True
         return False
-
-
-def _is_test(loader: Any) -> bool:
-    """Whether a loader's images are visibly from a test set, ours or torchvision's."""
-    source = loader
-    while hasattr(source, "dataset"):  # that of a loader, and of torch's Subset
-        source = source.dataset
-    if hasattr(source, "datasets"):  # torch's ConcatDataset
-        return any(map(_is_test, source.datasets))
-    return getattr(source, "split", None) == "test" or getattr(source, "train", None) is False
 
 
 class EarlyStopping(Callback):
