@@ -1,5 +1,6 @@
 """What reads files: for each target, sound files to start from, the changes, and the call that must hold."""
 
+import io
 import json
 import shutil
 import warnings
@@ -9,6 +10,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import safetensors.torch
 import torch
 
 import cifarnets
@@ -139,6 +141,38 @@ def resume(path: Path) -> None:
     tiny_trainer().fit(tiny_loader(), epochs=2, resume=path)
 
 
+# --- checkpoints of other programs
+
+
+def foreign_net() -> torch.nn.Module:
+    """A net of a few hundred numbers."""
+    return cifarnets.models.create("convnet", num_classes=2, widths=(1, 1), hidden=1)
+
+
+def foreign(_: Path) -> dict[str, bytes]:
+    """A checkpoint of a training script, in each of torch's formats, and a plain safetensors file."""
+    state = foreign_net().state_dict()
+    content = {"epoch": 3, "state_dict": {f"module.{name}": tensor for name, tensor in state.items()}}
+    files = {"plain.safetensors": safetensors.torch.save(state)}
+    for name, zipped in (("new.pth", True), ("old.pth", False)):
+        file = io.BytesIO()
+        torch.save(content, file, _use_new_zipfile_serialization=zipped)
+        files[name] = file.getvalue()
+    return files
+
+
+def mutate_foreign(random: Random, content: bytes) -> bytes:
+    """Change the bytes, half of the time near the beginning, where the pickle, or the header, lies."""
+    if random.random() < 0.5:
+        return mutations.any_bytes(random, content)
+    return mutations.any_bytes(random, content[:1500]) + content[1500:]
+
+
+def load_foreign(path: Path) -> None:
+    """Load the checkpoint into a model."""
+    cifarnets.sharing.load_state(foreign_net(), path)
+
+
 # --- recipes and runs
 
 RECIPE = b"""model = "convnet"
@@ -260,6 +294,7 @@ def look(path: Path) -> None:
 TARGETS = {
     "load": Target(weight_files, mutate_weights, load_and_predict, flips=True),
     "resume": Target(checkpoints, mutate_checkpoint, resume, flips=True),
+    "foreign": Target(foreign, mutate_foreign, load_foreign),
     "recipe": Target(recipes, mutations.toml_text, cifarnets.recipes.load_recipe),
     "run.json": Target(runs, mutations.json_text, resume_run, refused=("run.json",), setup=without_data),
     "index.json": Target(indexes, mutations.json_text, read_index),

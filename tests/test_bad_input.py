@@ -1,5 +1,6 @@
 """Every public function, called with one bad value at a time: an error of ours, or a result, and nothing else."""
 
+import functools
 import inspect
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -79,6 +80,12 @@ def history() -> training.History:
 
 def image() -> torch.Tensor:
     return torch.zeros(3, 32, 32, dtype=torch.uint8)
+
+
+def theirs() -> str:
+    """A checkpoint of another program."""
+    torch.save({"state_dict": net().state_dict()}, "theirs.pth")
+    return "theirs.pth"
 
 
 Target = tuple[Callable[[], Callable[..., Any]], Callable[[], dict[str, Any]]]
@@ -176,6 +183,12 @@ TARGETS: dict[str, Target] = {
     "push": (lambda: sharing.push, lambda: {"model": net(), "repo": "me/nets"}),
     "pull": (lambda: sharing.pull, lambda: {"address": "hf://me/nets", "folder": "f"}),
     "model_card": (lambda: sharing.model_card, lambda: {"model": net()}),
+    # sharing
+    "load_state": (lambda: sharing.load_state, lambda: {"model": net(), "file": theirs()}),
+    "import_model": (
+        lambda: functools.partial(sharing.import_model, widths=(2, 2), hidden=4),
+        lambda: {"file": theirs(), "name": "convnet", "mean": (0.5,) * 3, "std": (0.25,) * 3},
+    ),
     # viz
     "viz.show": (lambda: viz.show, lambda: {"images": image()}),
     "viz.show_kernels": (lambda: viz.show_kernels, lambda: {"weight": torch.zeros(2, 3, 3, 3)}),
@@ -217,7 +230,7 @@ def test_every_public_function_is_swept() -> None:
     swept = {name.partition(".")[0] for name in TARGETS}
     # Records that the library makes and hands out, bases, and classes that differ from one of the above by a number.
     records = {"Check", "CifarNetsError", "Evaluation", "History", "Layer", "LRSearch", "ModelInfo", "ModelMeta"}
-    records |= {"Pushed", "Release", "Run", "Summary", "Callback", "Classifier", "ConvMuon"}
+    records |= {"LoadReport", "Pushed", "Release", "Run", "Summary", "Callback", "Classifier", "ConvMuon"}
     alike = {name for name in public if name.startswith(("ResNet", "VGG", "Airbench", "WideResNet"))}
     assert public - swept - records - alike == set()
 

@@ -12,7 +12,10 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="limits of memor
 
 @pytest.mark.parametrize(
     ("target", "cases"),
-    [("load", 1200), ("resume", 200), ("recipe", 500), ("run.json", 500), ("index.json", 200), ("picture", 500)],
+    [
+        *(("load", 1200), ("resume", 200), ("foreign", 500), ("recipe", 500)),
+        *(("run.json", 500), ("index.json", 200), ("picture", 500)),
+    ],
 )
 def test_no_file_gets_through(target: str, cases: int, tmp_path: Path) -> None:
     command = [sys.executable, "-W", "ignore", "-m", "fuzz", "--cases", str(cases), "--target", target]

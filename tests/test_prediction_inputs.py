@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from cifarnets import create, features, load, predict
+from cifarnets.datasets.pictures import find_pictures
 from cifarnets.errors import DataNotFoundError, InputError, UnknownNameError
 from cifarnets.models import annotate
-from cifarnets.prediction import find_pictures
 
 
 @pytest.fixture(scope="module")

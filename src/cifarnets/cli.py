@@ -164,6 +164,11 @@ class _Options:
         if action.option_strings:
             self.flags[action.dest] = action.option_strings[0]
 
+    def examples(self, text: str) -> None:
+        """Show commands below the options of the help."""
+        self._parser.epilog = f"examples:\n{text}"
+        self._parser.formatter_class = argparse.RawDescriptionHelpFormatter
+
     def add_data_root(self) -> None:
         self.add("--data-root", type=Path, metavar="DIR", help="the folder that holds cifar-10-batches-py")
 
@@ -221,15 +226,27 @@ def _verify(options: _Options) -> None:
 
 def _download(options: _Options) -> None:
     options.add_data_root()
+    options.examples(
+        "  cifarnets download --data-root ~/data\n"
+        "  CIFARNETS_DATA_URL=http://files.example/cifar-10-python.tar.gz cifarnets download\n\n"
+        "The sources in $CIFARNETS_DATA_URL (with spaces between them) are tried first, then the author's host and\n"
+        "its mirrors. An interrupted download is resumed by the next call, from whatever source."
+    )
 
 
 def _evaluate(options: _Options) -> None:
     options.add_model()
-    options.add("--split", choices=("test", "train"), default="test", help="which images (default: test)")
+    options.add("--images", type=Path, metavar="DIR", help="your pictures, a folder for each class, not CIFAR-10")
+    options.add("--split", choices=("test", "train"), help="which images of CIFAR-10 (default: test)")
     options.add_tta()
     options.add_data_root()
     options.add_device()
     options.add_json()
+    options.examples(
+        "  cifarnets evaluate resnet20 --tta mirror\n"
+        "  cifarnets evaluate runs/mine --json\n"
+        "  cifarnets evaluate runs/mine --images pictures/val      a folder for each class of the model"
+    )
 
 
 def _predict(options: _Options) -> None:
@@ -252,7 +269,46 @@ def _predict(options: _Options) -> None:
     options.add("--json", action="store_true", help="one JSON array")
 
 
-WHAT = ("config", "classes", "val", "synthetic", "augment", "distill")
+TRAININGS = """\
+  cifarnets train convnet --classes airplane,automobile,ship --epochs 100
+  cifarnets train convnet --images pictures/train --val-images pictures/val --epochs 30
+  cifarnets train convnet --images pictures --val 200 --augment flip=random
+  cifarnets train --recipe resnet20 --seed 1 --resume runs/mine
+
+A folder of --images has a folder for each class: pictures/cat/1.jpg, pictures/dog/rex.png.
+"""
+
+IMPORTS = """\
+  cifarnets import resnet20-12fca82f.th resnet20.safetensors --as resnet20 \\
+      --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225
+  cifarnets import best.pt mine.safetensors --as convnet --mean 0.5,0.5,0.5 --std 0.25,0.25,0.25 \\
+      --classes cat,dog --entry model_ema --allow-unexpected 'loss.*'
+
+No checkpoint says how its images were normalised: look for Normalize(mean, std) in the script that wrote it.
+"""
+
+
+def _import(options: _Options) -> None:
+    options.add(
+        "file", type=Path, metavar="FILE", help="a checkpoint of torch.save, or a safetensors file; runs no code"
+    )
+    options.add("out", type=Path, metavar="OUT", help="the weight file to write: mine.safetensors")
+    options.add("--as", dest="name", required=True, metavar="MODEL", help="a model of `cifarnets list`")
+    options.add("--mean", type=_list_of(float), required=True, metavar="X,X,X", help="of the training, in 0..1")
+    options.add("--std", type=_list_of(float), required=True, metavar="X,X,X", help="the same")
+    options.add("--classes", type=_list_of(str), metavar="A,B,…", help="names of the outputs, in their order")
+    options.add("--config", type=_pair, action="append", default=[], metavar="K=V", help="arguments of the model")
+    options.add(
+        "--entry", metavar="NAME", help="where the state dict lies in FILE (default: averaged weights, or others)"
+    )
+    patterns = {"type": _list_of(str), "default": (), "metavar": "A,B,…"}
+    options.add("--allow-missing", help="tensors that FILE need not have, or patterns: 'head.*'", **patterns)
+    options.add("--allow-unexpected", help="names in FILE that may be left over, or patterns", **patterns)
+    options.add_json()
+    options.examples(IMPORTS)
+
+
+WHAT = ("config", "classes", "images", "val_images", "val", "synthetic", "augment", "distill")
 FAST = ("precision", "compile", "channels_last", "deterministic")
 """The fields of a recipe under two headings of `cifarnets train --help`; all others stand between them."""
 
@@ -292,9 +348,13 @@ def _train(options: _Options) -> None:
             flag = SPELLINGS.get(name, "--" + name.replace("_", "-"))
             shown = texts[name].replace("%", "%%") + _default(defaults[name])
             # None means that the option was not given: the recipe's own value stays.
-            options.add(flag, dest=name, default=None, help=shown, **_settings(hints[name]))
+            settings = _settings(hints[name])
+            if name.endswith("images"):
+                settings["metavar"] = "DIR"
+            options.add(flag, dest=name, default=None, help=shown, **settings)
             if name == "config":
                 options.add("--num-classes", type=_positive, metavar="N", help="outputs (default: one a class)")
+    options.examples(TRAININGS)
 
 
 def _settings(hint: Any) -> dict[str, Any]:
@@ -410,10 +470,11 @@ COMMANDS: dict[str, tuple[str, Callable[[_Options], None]]] = {
     "info": ("show the arguments and layers of a model, and the facts about released weights", _info),
     "verify": ("check released weights: bytes, logits, accuracy", _verify),
     "download": ("fetch CIFAR-10 and check it", _download),
-    "train": ("train a model on CIFAR-10 and keep the run in a folder", _train),
-    "evaluate": ("measure a model on CIFAR-10", _evaluate),
+    "train": ("train a model on CIFAR-10, or on your pictures, and keep the run in a folder", _train),
+    "evaluate": ("measure a model on CIFAR-10, or on your pictures", _evaluate),
     "predict": ("classify pictures", _predict),
     "card": ("print the card that a model has on the Hub", _card),
     "push": ("publish a model on the Hugging Face Hub, with its card", _push),
     "pull": ("fetch a model with its card from the Hugging Face Hub", _pull),
+    "import": ("make a weight file of another program's checkpoint", _import),
 }

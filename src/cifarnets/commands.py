@@ -9,9 +9,7 @@ import os
 import shlex
 import subprocess
 import sys
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, fields, replace
 from datetime import datetime
 from pathlib import Path
@@ -23,13 +21,17 @@ from torch import Tensor
 import cifarnets
 from cifarnets._terminal import printable, rounded
 from cifarnets.datasets import (
+    ARTICLE_MEAN,
+    ARTICLE_STD,
     BatchLoader,
     CIFAR10Normalized,
+    ImageDataset,
     SyntheticCIFAR10,
     dataset_for,
     download_cifar10,
     find_cifar10,
 )
+from cifarnets.datasets.pictures import SIZE, Read, find_pictures, read_ahead
 from cifarnets.errors import (
     CifarNetsError,
     DataCorruptError,
@@ -38,10 +40,11 @@ from cifarnets.errors import (
     InputError,
     OutputError,
 )
-from cifarnets.models.metadata import get_meta
-from cifarnets.prediction import Prediction, Preprocessing, find_pictures, predict
+from cifarnets.models.metadata import ModelMeta, get_meta
+from cifarnets.prediction import Prediction, Preprocessing, predict
 from cifarnets.recipes import Recipe, Run, list_recipes, load_recipe, run_recipe
 from cifarnets.recipes.recipe import read_recipe, recipe_name
+from cifarnets.sharing import import_model
 from cifarnets.training import ArticleLog, Callback, Trainer
 from cifarnets.training.checkpoint import CHECKPOINT_FILE
 from cifarnets.weights.index import Release, mean_and_std, releases
@@ -259,13 +262,31 @@ def evaluate(options: argparse.Namespace) -> None:
     model = cifarnets.load(options.weights)
     meta = get_meta(model)
     assert meta is not None  # load gives registered models only
-    dataset = dataset_for(meta, options.data_root, train=options.split == "train")
+    dataset = _images_of(options, meta)
     loader = BatchLoader(dataset, 1000, device=options.device)
     result = cifarnets.evaluate(model, loader, device=options.device, tta=options.tta)
     if options.json:
         _print_json(result.to_dict())
     else:
         _print(str(result))
+
+
+def _images_of(options: argparse.Namespace, meta: ModelMeta) -> ImageDataset:
+    """The images to measure a model on: those of a folder, or CIFAR-10's."""
+    if options.images is None:
+        if folder := meta.training.get("images"):
+            raise UsageError(
+                f"the model was trained on the pictures in a folder {folder!r}: name one with --images DIR."
+            )
+        return dataset_for(meta, options.data_root, train=options.split == "train")
+    if options.split is not None or options.data_root is not None:
+        raise UsageError("--images names the pictures: drop --split and --data-root, which are for CIFAR-10.")
+    if not meta.classes:
+        raise InputError("the model does not know the names of its classes, so no folder can be one of them.")
+    mean, std = meta.mean or ARTICLE_MEAN, meta.std or ARTICLE_STD
+    return ImageDataset.from_folder(
+        options.images, size=meta.size or SIZE, mean=mean, std=std, classes=meta.classes, skip_bad=True
+    )
 
 
 def predict_files(options: argparse.Namespace) -> int:
@@ -282,7 +303,7 @@ def predict_files(options: argparse.Namespace) -> int:
         total = len(names)
     failures = 0
     with _Report(options, total) as report:
-        for group in _groups(_read_ahead(names, preprocessing.read), PICTURES_AT_ONCE):
+        for group in _groups(read_ahead(names, preprocessing.read, 2 * PICTURES_AT_ONCE), PICTURES_AT_ONCE):
             pictures = [picture for _, picture in group if isinstance(picture, Tensor)]
             found: Any = predict(
                 model,
@@ -338,35 +359,6 @@ def _file_names(words: Iterable[str]) -> Iterator[str | CifarNetsError]:
                 yield DataNotFoundError(f"no file matches {word!r}.")
         else:
             yield word
-
-
-Read = tuple[str, "Tensor | CifarNetsError"]
-"""The name of a file, and its picture, or what is wrong with it."""
-
-
-def _read_ahead(names: Iterable[str | CifarNetsError], read: Callable[[str], Tensor]) -> Iterator[Read]:
-    """Read pictures in several threads, a few groups ahead, and give them in their order."""
-
-    def attempt(name: str | CifarNetsError) -> Read:
-        if isinstance(name, CifarNetsError):
-            return "", name
-        try:
-            return name, read(name)
-        except CifarNetsError as error:
-            return name, error
-
-    threads = min(32, (os.cpu_count() or 1) + 1)  # decoders let go of Python's lock
-    waiting: deque[Future[Read]] = deque()
-    with ThreadPoolExecutor(threads) as pool:
-        try:
-            for name in names:
-                waiting.append(pool.submit(attempt, name))
-                if len(waiting) > 2 * PICTURES_AT_ONCE:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            pool.shutdown(cancel_futures=True)
 
 
 def _groups(items: Iterable[Read], size: int) -> Iterator[list[Read]]:
@@ -509,6 +501,28 @@ def pull(options: argparse.Namespace) -> None:
     _print(str(sharing.pull(options.address, options.folder, expected_sha256=options.expected_sha256)))
 
 
+def import_file(options: argparse.Namespace) -> None:
+    """Make a weight file of another program's checkpoint, and print what matched."""
+    if options.out.exists() and options.file.exists() and options.out.samefile(options.file):
+        raise UsageError(f"OUT is FILE itself ({options.out}): name another file to write.")
+    model, report = import_model(
+        options.file,
+        options.name,
+        mean=options.mean,
+        std=options.std,
+        classes=options.classes,
+        entry=options.entry,
+        allow_missing=options.allow_missing,
+        allow_unexpected=options.allow_unexpected,
+        **dict(options.config),
+    )
+    path = cifarnets.save(model, options.out)
+    if options.json:
+        _print_json({**asdict(report), "path": str(path)})
+        return
+    _print(f"{report}\nSaved in {path} ({path.stat().st_size:,} bytes); check it with:\n  cifarnets evaluate {path}")
+
+
 def _find_cifar10(options: argparse.Namespace) -> bool:
     """Whether CIFAR-10 is there, after a short try to download it; prints in one line where it is, or why not."""
     root = find_cifar10(options.data_root)
@@ -551,4 +565,5 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {
     "card": card,
     "push": push,
     "pull": pull,
+    "import": import_file,
 }

@@ -5,7 +5,6 @@ import math
 import os
 import threading
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias, overload
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from cifarnets._device import resolve_device
 from cifarnets.datasets.images import normalize
-from cifarnets.datasets.pictures import FORMATS, SIZE, Picture, to_picture, to_pictures
+from cifarnets.datasets.pictures import SIZE, Picture, find_pictures, to_picture, to_pictures
 from cifarnets.errors import InputError, brief, unknown_name
 from cifarnets.inference import TTA, check_model, check_probabilities, eval_mode, forward_logits, name_outputs
 from cifarnets.models.classifier import head
@@ -330,31 +329,6 @@ def _columns(mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[Tensor, T
     like = torch.zeros(len(mean), 1, 1, dtype=torch.float32, device="cpu")
     normalize(like, mean, std)  # refuses what no image can be normalised with
     return like + like.new_tensor(mean).view(-1, 1, 1), like + like.new_tensor(std).view(-1, 1, 1)
-
-
-def find_pictures(folder: str | os.PathLike[str]) -> list[Path]:
-    """List the picture files in a folder and in its subfolders, sorted; names tell what they are.
-
-    Hidden files and folders, whose names begin with a dot, are left out.
-
-    Examples:
-        >>> import tempfile
-        >>> from pathlib import Path
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     for name in ("b.jpg", "a.PNG", "notes.txt"):
-        ...         Path(folder, name).touch()
-        ...     [path.name for path in find_pictures(folder)]
-        ['a.PNG', 'b.jpg']
-    """
-    from PIL import Image
-
-    endings = {ending for ending, kind in Image.registered_extensions().items() if kind in FORMATS}
-    found = []
-    for parent, folders, files in os.walk(Path(folder).expanduser()):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        named = [name for name in files if not name.startswith(".") and Path(name).suffix.lower() in endings]
-        found += [Path(parent, name) for name in named]
-    return sorted(found)
 
 
 def _split(inputs: Tensor) -> Sequence[Tensor]:

@@ -130,3 +130,24 @@ def test_a_subclass_of_another_depth(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     ResNet8.depth = 18
     with pytest.raises(InputError, match=r"depth of ResNet8 must be 6n \+ 2 .*, not 18"):
         ResNet8()
+
+
+def test_shortcuts_of_option_b_are_convolutions_where_the_size_changes() -> None:
+    model = create("resnet20", shortcut="B")
+    # The paper's table 6 counts option A; each of the two new shortcuts has a 1×1 convolution and a BatchNorm.
+    assert sum(p.numel() for p in model.parameters()) == 269_722 + 16 * 32 + 32 * 64 + 2 * (32 + 64)
+    learned = [index for index, block in enumerate(model.blocks) if block.shortcut is not None]
+    assert learned == [3, 6]
+    assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+
+
+def test_a_model_with_shortcuts_of_option_b_comes_back(tmp_path: Path) -> None:
+    model = small(shortcut="B").eval()
+    images = torch.rand(2, 3, 32, 32)
+    assert torch.equal(load(save(model, tmp_path / "b.safetensors"))(images), model(images))
+
+
+@pytest.mark.parametrize("config", [{"shortcut": "C"}, {"shortcut": "B", "preact": True}])
+def test_shortcuts_that_do_not_exist_are_refused(config: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="shortcut"):
+        small(**config)

@@ -252,7 +252,7 @@ def test_a_folder(tmp_path: Path) -> None:
 def test_safetensors_of_another_program(path: Path) -> None:
     for metadata in (None, {"format": "pt"}):
         save_file({"w": torch.ones(2)}, path, metadata)
-        refuse(path, r"is a safetensors file of another program.*load_file.*cifarnets\.save")
+        refuse(path, r"is a safetensors file of another program.*import_model, or `cifarnets import`")
 
 
 class Exploit:
@@ -291,7 +291,7 @@ def test_a_pickle_runs_no_code(protocol: int, path: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize("write", [torch_zip, torch_legacy])
 def test_torch_save_runs_no_code(write: Callable[[object], bytes], path: Path, tmp_path: Path) -> None:
     path.write_bytes(write({"w": torch.ones(2), "x": Exploit(tmp_path / "harm")}))
-    refuse(path, r"is a pickle \(torch\.save\), which could run code; it was not opened\. Load it with torch\.load\(")
+    refuse(path, r"is a pickle \(torch\.save\), which could run code; it was not opened\. .*`cifarnets import`")
     assert not (tmp_path / "harm").exists()
 
 

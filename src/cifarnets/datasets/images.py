@@ -2,6 +2,7 @@
 
 import math
 import operator
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -10,6 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, Subset
 
+from cifarnets._checked import checked
+from cifarnets.datasets.folder import read_folder
+from cifarnets.datasets.pictures import SIZE
 from cifarnets.errors import InputError, brief
 
 if TYPE_CHECKING:
@@ -23,6 +27,10 @@ ARTICLE_MEAN = (0.4915, 0.4823, 0.4468)
 
 ARTICLE_STD = (0.2470, 0.2435, 0.2616)
 """The per-channel standard deviation that the article normalises with (step 7)."""
+
+
+LARGEST_SIDE = 4096
+"""Height and width of images, at most."""
 
 
 class ImageDataset(Dataset[tuple[Any, int]]):
@@ -91,6 +99,68 @@ class ImageDataset(Dataset[tuple[Any, int]]):
         self.transform = transform
         self.view: View = view
         self.split = split
+
+    @staticmethod
+    @checked
+    def from_folder(
+        folder: str | os.PathLike[str],
+        *,
+        size: int | Sequence[int] = SIZE,
+        mean: Sequence[float] = ARTICLE_MEAN,
+        std: Sequence[float] = ARTICLE_STD,
+        classes: Sequence[str] | None = None,
+        transform: Callable[[Any], Any] | None = None,
+        view: View = "normalized",
+        split: str | None = None,
+        skip_bad: bool = False,
+        progress: bool = True,
+    ) -> "ImageDataset":
+        """Read pictures of any size from a folder that has a folder for each class.
+
+        A class folder gives its class the name, and holds pictures, also in subfolders. They are turned and resized as
+        `predict` does it, so a model sees the same in training and in use.
+
+        Examples:
+            >>> import tempfile
+            >>> from pathlib import Path
+            >>> from PIL import Image
+            >>> from cifarnets.datasets import ImageDataset
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     for name, colour in {"sky": (90, 150, 230), "grass": (60, 160, 40)}.items():
+            ...         Path(folder, name).mkdir()
+            ...         Image.new("RGB", (640, 480), colour).save(Path(folder, name, "1.jpg"))
+            ...     dataset = ImageDataset.from_folder(folder)
+            >>> dataset.classes, dataset.labels.tolist(), list(dataset.images.shape)
+            (('grass', 'sky'), [0, 1], [2, 3, 32, 32])
+
+        Args:
+            folder: The class folders lie in it.
+            size: Height and width, or one number for both.
+            mean: Per channel, of images scaled to 0..1; one number for grey images. `channel_stats` computes them.
+            std: Per channel.
+            classes: The classes in the order of their labels; None for the names of the folders, sorted. There may be
+                classes without a folder, but no folder without a class.
+            transform: As for `ImageDataset`.
+            view: As for `ImageDataset`.
+            split: As for `ImageDataset`.
+            skip_bad: Leave out files that are no pictures, or damaged, and warn of them (`logging`, logger
+                `cifarnets`); else they are an error that names them.
+            progress: Show a bar on a terminal.
+
+        Raises:
+            DataNotFoundError: There is no such folder, or no class folder in it.
+            UnknownNameError: A folder is none of the `classes`.
+            InputError: Files cannot be used, or a class folder is empty, or the constants do not fit.
+        """
+        sides = (size, size) if isinstance(size, int) else tuple(size)
+        if len(sides) != 2 or not all(0 < side <= LARGEST_SIDE for side in sides):
+            raise InputError(f"size must be a height and a width of 1 to {LARGEST_SIDE:,}, not {brief(size)}.")
+        names = None if classes is None else _class_names(classes)
+        _constants(mean, std, len(mean))  # before the pictures are read
+        if len(mean) not in (1, 3):
+            raise InputError(f"pictures have 1 or 3 channels, and mean has {len(mean)} numbers.")
+        images, labels, found = read_folder(folder, sides, len(mean), names, skip_bad, progress)
+        return ImageDataset(images, labels, found, mean=mean, std=std, transform=transform, view=view, split=split)
 
     @property
     def targets(self) -> list[int]:

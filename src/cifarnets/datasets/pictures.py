@@ -3,7 +3,10 @@
 import contextlib
 import io
 import os
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
@@ -162,6 +165,67 @@ def open_picture(path: str | os.PathLike[str], size: tuple[int, int] = (SIZE, SI
         if path.is_dir():  # Windows denies permission
             raise InputError(f"cannot read the picture {str(path)!r}: it is a directory.") from error
         raise InputError(f"cannot read the picture {str(path)!r}: {error.strerror or error}.") from error
+
+
+def find_pictures(folder: str | os.PathLike[str]) -> list[Path]:
+    """List the picture files in a folder and in its subfolders, sorted; names tell what they are.
+
+    Hidden files and folders, whose names begin with a dot, are left out.
+
+    Examples:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for name in ("b.jpg", "a.PNG", "notes.txt"):
+        ...         Path(folder, name).touch()
+        ...     [path.name for path in find_pictures(folder)]
+        ['a.PNG', 'b.jpg']
+    """
+    from PIL import Image
+
+    endings = {ending for ending, kind in Image.registered_extensions().items() if kind in FORMATS}
+    found = []
+    for parent, folders, files in os.walk(Path(folder).expanduser()):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        named = [name for name in files if not name.startswith(".") and Path(name).suffix.lower() in endings]
+        found += [Path(parent, name) for name in named]
+    return sorted(found)
+
+
+Read: TypeAlias = "tuple[str, Tensor | CifarNetsError]"
+"""The name of a file, and its picture, or what is wrong with it."""
+
+
+def read_ahead(
+    names: Iterable[str | CifarNetsError], read: Callable[[str], Tensor], ahead: int = 128
+) -> Iterator[Read]:
+    """Read pictures in several threads, some ahead, and give them in their order; errors among the names pass through.
+
+    Examples:
+        >>> [(name, str(picture)) for name, picture in read_ahead(["none.png"], lambda path: to_picture(path, 3))]
+        [('none.png', "there is no file 'none.png'.")]
+    """
+
+    def attempt(name: str | CifarNetsError) -> Read:
+        if isinstance(name, CifarNetsError):
+            return "", name
+        try:
+            return name, read(name)
+        except CifarNetsError as error:
+            return name, error
+
+    threads = min(32, (os.cpu_count() or 1) + 1)  # decoders let go of Python's lock
+    waiting: deque[Future[Read]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            for name in names:
+                waiting.append(pool.submit(attempt, name))
+                if len(waiting) > ahead:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def _read(file: IO[bytes], name: str, size: tuple[int, int]) -> "PIL.Image.Image":

@@ -1,6 +1,7 @@
 """The residual nets for CIFAR of He et al. 2015, "Deep Residual Learning for Image Recognition" (arXiv:1512.03385)."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,7 +16,8 @@ class ResNet(Classifier):
 
     Each block has two 3×3 convolutions; the second and the third stage begin with stride 2. Shortcuts have no
     parameters (option A): where the size changes they take every other pixel and pad the new channels with zeros,
-    half before and half after. Convolutions start from a normal distribution (He et al. 2015, arXiv:1502.01852).
+    half before and half after. Many nets of other libraries have a 1×1 convolution with BatchNorm there (option B).
+    Convolutions start from a normal distribution (He et al. 2015, arXiv:1502.01852).
 
     Subclasses set `depth`, which is 6n + 2 for n blocks in each stage.
 
@@ -33,11 +35,13 @@ class ResNet(Classifier):
             weights the channels. As in the paper it has biases, and a sixteenth of the channels (at least one) between.
         preact: BatchNorm and ReLU before each convolution instead of after it (He et al. 2016, arXiv:1603.05027).
             Shortcuts are then identities from end to end. The number of parameters does not change.
+        shortcut: `"A"` or `"B"`, as the paper calls what a shortcut does where the size changes.
 
     Shapes: `[N, in_channels, H, W]` to logits `[N, num_classes]`; CIFAR's images are 32×32.
 
     Raises:
-        InputError: There are not three widths, or one is below the one before; or the depth is not 6n + 2.
+        InputError: There are not three widths, or one is below the one before; or the depth is not 6n + 2; or the
+            shortcut is neither A nor B, or B with `preact`.
     """
 
     depth = 20
@@ -49,17 +53,20 @@ class ResNet(Classifier):
         widths: Sequence[int] = (16, 32, 64),
         se: bool = False,
         preact: bool = False,
+        shortcut: Literal["A", "B"] = "A",
     ) -> None:
         super().__init__()
         if len(widths) != 3 or list(widths) != sorted(widths):
             raise InputError(f"widths must be three numbers, one a stage, that do not fall, not {widths!r}.")
         if self.depth < 8 or self.depth % 6 != 2:
             raise InputError(f"the depth of {type(self).__name__} must be 6n + 2 (8, 14, 20 …), not {self.depth}.")
+        if shortcut not in ("A", "B") or (preact and shortcut == "B"):
+            raise InputError(f"shortcut must be 'A' or 'B', and 'A' with preact=True, not {shortcut!r}.")
         blocks = []
         inputs = widths[0]
         for width, first in zip(widths, (1, 2, 2), strict=True):
             for stride in [first] + [1] * (self.depth // 6 - 1):
-                blocks.append(_Block(inputs, width, stride, se, preact))
+                blocks.append(_Block(inputs, width, stride, se, preact, shortcut == "B"))
                 inputs = width
         self.conv = _conv(in_channels, widths[0])
         self.norm = nn.BatchNorm2d(inputs if preact else widths[0])
@@ -153,11 +160,14 @@ class ResNet110(ResNet):
 
 
 class _Block(nn.Module):
-    def __init__(self, inputs: int, outputs: int, stride: int, se: bool, preact: bool) -> None:
+    def __init__(self, inputs: int, outputs: int, stride: int, se: bool, preact: bool, learned: bool) -> None:
         super().__init__()
         self.conv1, self.norm1 = _conv(inputs, outputs, stride), nn.BatchNorm2d(inputs if preact else outputs)
         self.conv2, self.norm2 = _conv(outputs, outputs), nn.BatchNorm2d(outputs)
         self.gate = _Gate(outputs) if se else None
+        self.shortcut = None
+        if learned and (stride > 1 or inputs != outputs):
+            self.shortcut = nn.Sequential(_conv(inputs, outputs, stride, 1), nn.BatchNorm2d(outputs))
         self.stride, self.added, self.preact = stride, outputs - inputs, preact
 
     def forward(self, x: Tensor) -> Tensor:
@@ -173,6 +183,8 @@ class _Block(nn.Module):
         return y if self.preact else F.relu(y)
 
     def _shortcut(self, x: Tensor) -> Tensor:
+        if self.shortcut is not None:
+            return self.shortcut(x)  # type: ignore[no-any-return]
         if self.stride > 1:
             x = x[:, :, :: self.stride, :: self.stride]
         if self.added:
@@ -191,7 +203,7 @@ class _Gate(nn.Module):
         return x * weights[:, :, None, None]  # type: ignore[no-any-return]
 
 
-def _conv(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
-    conv = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
+def _conv(inputs: int, outputs: int, stride: int = 1, side: int = 3) -> nn.Conv2d:
+    conv = nn.Conv2d(inputs, outputs, side, stride, padding=side // 2, bias=False)
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     return conv

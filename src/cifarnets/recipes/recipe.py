@@ -18,6 +18,7 @@ from torch import Tensor
 from cifarnets._checked import checked
 from cifarnets._fields import fits, hints_of, name_of
 from cifarnets.datasets import Augment, CIFAR10Normalized, SyntheticCIFAR10, cifar_subset
+from cifarnets.datasets.folder import class_folders
 from cifarnets.datasets.images import ImageDataset
 from cifarnets.distillation import soft_labels
 from cifarnets.errors import InputError, brief, unknown_name
@@ -75,6 +76,8 @@ class Recipe:
         seed: of the initial weights, the order of the images, and everything else
         val: hold out this many training images and evaluate on them after every epoch
         synthetic: train on drawn pictures, which need no data
+        images: train on the pictures in this folder, which has a folder for each class
+        val_images: evaluate on the pictures in this folder after every epoch
     """
 
     model: str
@@ -103,6 +106,8 @@ class Recipe:
     seed: int = 0
     val: int = 0
     synthetic: bool = False
+    images: str | None = None
+    val_images: str | None = None
 
     def __post_init__(self) -> None:
         for name, hint in hints_of(Recipe).items():
@@ -115,6 +120,10 @@ class Recipe:
                 raise InputError(f"{name} must be at least 1, and below 2**31, not {getattr(self, name)}.")
         if not 0 <= self.val < 2**31:
             raise InputError(f"val must be at least 0, and below 2**31, not {self.val}.")
+        if self.images is not None and self.synthetic:
+            raise InputError("a recipe has drawn pictures (synthetic=True) or images, not both.")
+        if self.val_images is not None and (self.images is None or self.val):
+            raise InputError("val_images of a recipe needs images, and no val, which would hold some of those out.")
         if not 0 <= self.seed < 2**63:
             raise InputError(f"seed must be a whole number from 0 to 2^63 - 1, not {brief(self.seed)}.")
         self.augmentation()
@@ -214,15 +223,30 @@ class Recipe:
         """
         return soft_labels(dataset, **self.distill, device=device) if self.distill else None
 
-    def dataset(self, train: bool, root: str | os.PathLike[str] | None = None) -> ImageDataset:
-        """Load the training or the test images of this recipe's classes.
+    def dataset(
+        self, train: bool, root: str | os.PathLike[str] | None = None, *, progress: bool = True
+    ) -> ImageDataset:
+        """Load the images of this recipe's classes: the training images, or the test images.
+
+        A recipe with `images` has no test images; `val_images` are those that it is evaluated on. Files that are no
+        pictures are left out, and a warning names them.
 
         Examples:
             >>> from cifarnets.recipes import Recipe
             >>> len(Recipe("convnet", synthetic=True).dataset(train=False))
             1000
+
+        Raises:
+            CifarNetsError: The images are not there, or cannot be used.
         """
-        dataset = SyntheticCIFAR10(train) if self.synthetic else CIFAR10Normalized(root, train)
+        if self.images is not None:
+            folder, split = (self.images, "train") if train else (self.val_images, "val")
+            if folder is None:
+                raise InputError("the recipe has no other pictures than those it trains on: name val_images.")
+            classes = [path.name for path in class_folders(self.images)]
+            dataset = ImageDataset.from_folder(folder, classes=classes, split=split, skip_bad=True, progress=progress)
+        else:
+            dataset = SyntheticCIFAR10(train) if self.synthetic else CIFAR10Normalized(root, train)
         return cifar_subset(dataset, self.classes) if self.classes else dataset
 
 

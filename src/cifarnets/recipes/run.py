@@ -16,7 +16,7 @@ from torch import nn
 
 from cifarnets._checked import checked
 from cifarnets._device import resolve_device
-from cifarnets._files import write_atomic
+from cifarnets._files import as_path, write_atomic
 from cifarnets._runtime import machine, source_commit
 from cifarnets.datasets import BatchLoader, ImageDataset, train_val_split
 from cifarnets.datasets.cifar10 import DATA_LICENSE
@@ -30,6 +30,8 @@ from cifarnets.training import EMA, Callback, Checkpoint, CSVLog, History, Train
 from cifarnets.version import __version__
 
 RUN_FILE = "run.json"
+PATHS = ("images", "val_images")
+"""The fields of a recipe that are paths."""
 LARGEST_RUN_FILE = 1_000_000
 """Bytes of a run.json; each start of a run adds a few hundred."""
 
@@ -72,7 +74,8 @@ class Run:
         recipe: What was run.
         model: In eval mode.
         history: One row an epoch.
-        evaluations: On `train` and `test`, and on `val` where images were held out; `test (…)` is with test-time
+        evaluations: On `train` and `test`, and on `val` where images were held out (a run on `images` has no test
+            images); `test (…)` is with test-time
             augmentation, where the recipe asks for it.
         interrupted: Whether Ctrl-C ended it before its last epoch, in an interactive session.
     """
@@ -148,11 +151,12 @@ def run_recipe(
     """
     folder, device = Path(folder).expanduser(), resolve_device(device)
     starts: list[Any] = []
+    recipe = recipe and _settled(recipe)
     if resume and (folder / RUN_FILE).is_file():
         recipe, starts = _read_run(folder, recipe)
     elif recipe is None:
         raise InputError(f"there is no run in {str(folder)!r} to resume.")
-    parts = _datasets(recipe, root)
+    parts = _datasets(recipe, root, progress)
     loaders = {
         name: BatchLoader(part, 1000, device=device, channels_last=recipe.channels_last) for name, part in parts.items()
     }
@@ -192,10 +196,28 @@ def run_recipe(
     return _finish(trainer, recipe, folder, loaders)
 
 
-def _datasets(recipe: Recipe, root: str | os.PathLike[str] | None) -> dict[str, ImageDataset]:
+def _settled(recipe: Recipe) -> Recipe:
+    """The recipe with whole paths, so that the run can be resumed from another folder."""
+    paths: dict[str, Any] = {name: getattr(recipe, name) for name in PATHS}
+    for name, path in paths.items():
+        paths[name] = path and os.path.abspath(as_path(path))  # noqa: PTH100 (Path.resolve would follow links)
+    return replace(recipe, **paths)
+
+
+def _facts(recipe: Recipe) -> dict[str, Any]:
+    """What a weight file says of its training; it travels, and where somebody keeps pictures is nobody's business."""
+    facts = recipe.to_dict()
+    return {**facts, **{name: facts[name] and Path(facts[name]).name for name in PATHS}}
+
+
+def _datasets(recipe: Recipe, root: str | os.PathLike[str] | None, progress: bool) -> dict[str, ImageDataset]:
     """The images to train on and to evaluate on."""
     model_class(recipe.model)  # an unknown model is refused before anything is loaded
-    parts = {"train": recipe.dataset(True, root), "test": recipe.dataset(False, root)}
+    parts = {"train": recipe.dataset(True, root, progress=progress)}
+    if recipe.images is None:
+        parts["test"] = recipe.dataset(False, root)
+    elif recipe.val_images is not None:
+        parts["val"] = recipe.dataset(False, progress=progress)
     if recipe.val:
         parts["train"], parts["val"] = train_val_split(parts["train"], recipe.val, recipe.seed)
     return parts
@@ -214,7 +236,7 @@ def _model(recipe: Recipe, train: ImageDataset) -> nn.Module:
 def _finish(trainer: Trainer, recipe: Recipe, folder: Path, loaders: Mapping[str, BatchLoader]) -> Run:
     """Save and evaluate the trained model."""
     model = trainer.eval_model.eval()
-    training = {**recipe.to_dict(), "epochs": trainer.epoch}
+    training = {**_facts(recipe), "epochs": trainer.epoch}
     annotate(model, training=training, results={}, provenance=_provenance(recipe, trainer))
     evaluations = {}
     if trainer.world.is_main:
@@ -234,14 +256,17 @@ def _finish(trainer: Trainer, recipe: Recipe, folder: Path, loaders: Mapping[str
 
 def _provenance(recipe: Recipe, trainer: Trainer) -> dict[str, Any]:
     """Where the weights of a run come from. Their licence is for their author to choose."""
+    data = (
+        "drawn pictures" if recipe.synthetic else "CIFAR-10" if recipe.images is None else "pictures in class folders"
+    )
     facts = {
         "recipe": known_as(recipe),
         "commit": source_commit(),
         "paper": paper_of(recipe.model),
         "versions": versions(),
         "machine": {**machine(trainer.device), "processes": trainer.world.size},
-        "data": "drawn pictures" if recipe.synthetic else "CIFAR-10",
-        "data_license": None if recipe.synthetic else DATA_LICENSE,
+        "data": data,
+        "data_license": DATA_LICENSE if data == "CIFAR-10" else None,
     }
     return {key: value for key, value in facts.items() if value is not None}
 

@@ -1,6 +1,7 @@
 """A model leaves this library, or comes into it."""
 
 from cifarnets.sharing.card import model_card
+from cifarnets.sharing.foreign import LoadReport, import_model, load_state
 from cifarnets.sharing.hub import Pushed, pull, push
 
-__all__ = ["Pushed", "model_card", "pull", "push"]
+__all__ = ["LoadReport", "Pushed", "import_model", "load_state", "model_card", "pull", "push"]

@@ -206,8 +206,8 @@ def _read(
         # The length of the header may well begin like a pickle.
         if start.startswith(_PICKLES) and start[4:] != b"\0\0\0\0{":
             raise WeightsError(
-                f"{name} is a pickle (torch.save), which could run code; it was not opened. Load it with "
-                "torch.load(..., weights_only=True), put it into a model, and cifarnets.save that."
+                f"{name} is a pickle (torch.save), which could run code; it was not opened. "
+                "cifarnets.sharing.import_model, or `cifarnets import`, makes a weight file of it, and runs none."
             )
         if start.lstrip().startswith(b"<"):
             broken("it begins like a web page, as servers send instead of a file that they do not have")
@@ -252,7 +252,7 @@ def _read_entries(entries: object, text: bytes, data: bytes, name: str) -> dict[
     if VERSION_KEY not in entries:
         raise WeightsError(
             f"{name} is a safetensors file of another program: it does not say which model it belongs to. "
-            "Read it with safetensors.torch.load_file, put it into a model, and cifarnets.save that."
+            "cifarnets.sharing.import_model, or `cifarnets import`, makes a weight file of it."
         )
     digest = entries.pop(DIGEST_KEY, None)
     if digest is None and (strange := entries.keys() - _BEFORE_DIGESTS):
