@@ -154,11 +154,6 @@ class _Options:
         """List the options that follow under a title of their own."""
         self._group = self._parser.add_argument_group(title)
 
-    def examples(self, text: str) -> None:
-        """Show this text after the options."""
-        self._parser.epilog = text
-        self._parser.formatter_class = argparse.RawDescriptionHelpFormatter
-
     def add(self, *names: str, **settings: Any) -> None:
         action = self._group.add_argument(*names, **settings)
         if action.option_strings:
@@ -404,7 +399,6 @@ def _push(options: _Options) -> None:
     options.add("--license", metavar="ID", help="of the weights: mit, apache-2.0, cc-by-4.0 …")
     options.add_json()
     options.examples("""\
-examples:
   cifarnets push runs/convnet me/convnet --license mit
   cifarnets push resnet20 me/resnet20                   released weights, byte by byte
   cifarnets push runs/convnet me/convnet --private      for your eyes only
@@ -420,7 +414,6 @@ def _pull(options: _Options) -> None:
     options.add("folder", nargs="?", type=Path, help="where to put the files (default: a new folder here, named REPO)")
     options.add("--sha256", dest="expected_sha256", metavar="HEX", help="refuse a weight file with another SHA-256")
     options.examples("""\
-examples:
   cifarnets pull hf://me/convnet                        into the folder convnet
   cifarnets pull hf://me/convnet@v2 nets/v2             another branch, another folder
   cifarnets pull hf://me/convnet --sha256 77a21772dc7b08aefa77b3a4959866443b17e69408325f137f4e542649c43b4a
@@ -434,7 +427,6 @@ def _card(options: _Options) -> None:
     options.add("--repo", metavar="OWNER/REPO", default="owner/repo", help="the repository that its snippets load from")
     options.add("--license", metavar="ID", help="of the weights: mit, apache-2.0, cc-by-4.0 …")
     options.examples("""\
-examples:
   cifarnets card resnet20
   cifarnets card runs/convnet --repo me/convnet --license mit > README.md
 
