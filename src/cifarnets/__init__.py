@@ -1,8 +1,9 @@
 """CIFAR-10 nets with weights that one can trust: data, models, training, evaluation and safe weight files.
 
 `create` makes a model, `Trainer` trains it, `evaluate` measures it, `predict` classifies pictures, `save` and `load`
-keep it. `cifarnets.datasets` has the images, `cifarnets.models` the architectures, `cifarnets.recipes` whole runs as
-data, and `cifarnets.viz` pictures to look at. Every error is a `CifarNetsError`.
+keep it, and `export` writes it for other programs. `cifarnets.datasets` has the images, `cifarnets.models` the
+architectures, `cifarnets.recipes` whole runs as data, and `cifarnets.viz` pictures to look at. Every error is a
+`CifarNetsError`.
 """
 
 import importlib
@@ -13,13 +14,14 @@ from cifarnets._runtime import set_environment as _set_environment
 from cifarnets.version import __version__
 
 if TYPE_CHECKING:
-    from cifarnets import datasets, distillation, errors, models, recipes, training, viz
+    from cifarnets import datasets, distillation, errors, models, recipes, sharing, training, viz
     from cifarnets.errors import CifarNetsError
     from cifarnets.evaluation import Evaluation, evaluate
     from cifarnets.models import create, info, list_models, load, save
     from cifarnets.prediction import features, predict
     from cifarnets.recipes import reproduce
     from cifarnets.seeding import seed_everything
+    from cifarnets.sharing import export
     from cifarnets.training import Trainer
     from cifarnets.verification import Check, verify
 
@@ -34,6 +36,7 @@ __all__ = [
     "distillation",
     "errors",
     "evaluate",
+    "export",
     "features",
     "info",
     "list_models",
@@ -44,6 +47,7 @@ __all__ = [
     "reproduce",
     "save",
     "seed_everything",
+    "sharing",
     "training",
     "verify",
     "viz",
@@ -58,6 +62,7 @@ _NAMES = {
     "prediction": ("features", "predict"),
     "recipes": ("reproduce",),
     "seeding": ("seed_everything",),
+    "sharing": ("export",),
     "training": ("Trainer",),
     "verification": ("Check", "verify"),
 }

@@ -34,6 +34,7 @@ examples:
   cifarnets train --recipe convnet.cifar3 --seed 1     `cifarnets recipes` lists them
   cifarnets evaluate runs/convnet
   cifarnets predict runs/convnet plane.png ship.jpg --topk 3
+  cifarnets export runs/convnet convnet.onnx --preprocess
 
 CIFAR-10 is looked for in --data-root; without it in $CIFARNETS_DATA; without both in the user's cache folder.
 Exit status: 0 success, 1 failure, 2 bad usage, 130 stopped by Ctrl-C, 143 stopped by SIGTERM.
@@ -153,6 +154,11 @@ class _Options:
         """List the options that follow under a title of their own."""
         self._group = self._parser.add_argument_group(title)
 
+    def examples(self, text: str) -> None:
+        """Show this text after the options."""
+        self._parser.epilog = text
+        self._parser.formatter_class = argparse.RawDescriptionHelpFormatter
+
     def add(self, *names: str, **settings: Any) -> None:
         action = self._group.add_argument(*names, **settings)
         if action.option_strings:
@@ -244,6 +250,28 @@ def _predict(options: _Options) -> None:
     options.add("--csv", action="store_true", help="a table: image, rank, class, probability")
     options.add("--jsonl", action="store_true", help="a JSON object in a line for each picture")
     options.add("--json", action="store_true", help="one JSON array")
+
+
+def _export(options: _Options) -> None:
+    from cifarnets.sharing.export import Layout
+
+    options.add_model()
+    options.add("file", type=Path, metavar="FILE", help="what to write: .onnx, or .pt2 for a program of torch.export")
+    options.add("--preprocess", action="store_true", help="uint8 pictures in, probabilities out")
+    options.add("--layout", choices=get_args(Layout), help="axes of these pictures (default: nhwc, as in image files)")
+    options.add("--int8", action="store_true", help="convolutions and linear layers in 8 bits (ONNX)")
+    options.add_data_root()
+    options.add_json()
+    options.examples("""\
+examples:
+  cifarnets export resnet20 resnet20.onnx               normalised float images to logits
+  cifarnets export convnet convnet.onnx --preprocess    pictures to probabilities, for a browser or a phone
+  cifarnets export resnet20 small.onnx --preprocess --int8
+  cifarnets export runs/convnet convnet.pt2             for programs that have torch
+
+The file takes batches of any size, and is compared with the model before it is written. --int8 is calibrated with
+training images of CIFAR-10, or with drawn pictures where there is none, and shows the accuracy of both.
+""")
 
 
 WHAT = ("config", "classes", "val", "synthetic", "augment", "distill")
@@ -361,4 +389,5 @@ COMMANDS: dict[str, tuple[str, Callable[[_Options], None]]] = {
     "train": ("train a model on CIFAR-10 and keep the run in a folder", _train),
     "evaluate": ("measure a model on CIFAR-10", _evaluate),
     "predict": ("classify pictures", _predict),
+    "export": ("write a model as ONNX or torch.export, for programs without this library", _export),
 }
