@@ -132,12 +132,13 @@ def export(
     form = _Form(model, (layout or "nhwc") if preprocess else None)
     release = _release_of(form)
     facts = form.facts(release)
+    if int8:
+        pictures, facts["calibration"] = _calibration_pictures(form, calibration, root)
     with _exporting(form):
         content = _to_onnx(form, facts) if kind == ".onnx" else _to_pt2(form, facts)
     gap = _check_outputs(_open(content, kind), form, release)
     agreement = None
     if int8:
-        pictures, facts["calibration"] = _calibration_pictures(form, calibration, root)
         content, agreement = _quantize(content, form, pictures, facts)
     return Exported(write_atomic(target, content), gap, agreement, facts)
 
