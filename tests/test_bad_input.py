@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import cifarnets
-from cifarnets import Evaluation, Trainer, datasets, distillation, models, recipes, training, viz
+from cifarnets import Evaluation, Trainer, datasets, distillation, models, recipes, sharing, training, viz
 from cifarnets.datasets import BatchLoader, ImageDataset, SyntheticCIFAR10
 from cifarnets.errors import CifarNetsError
 
@@ -172,6 +172,9 @@ TARGETS: dict[str, Target] = {
     ),
     "reproduce": (lambda: recipes.reproduce, lambda: {"name": "no such recipe"}),
     "soft_labels": (lambda: distillation.soft_labels, lambda: {"dataset": drawn(), "teacher": net(), **CPU}),
+    # sharing
+    "export": (lambda: sharing.export, lambda: {"model": net(), "path": "m.pt2"}),
+    "evaluate_exported": (lambda: sharing.evaluate_exported, lambda: {"path": "m.pt2", "dataset": drawn()}),
     # viz
     "viz.show": (lambda: viz.show, lambda: {"images": image()}),
     "viz.show_kernels": (lambda: viz.show_kernels, lambda: {"weight": torch.zeros(2, 3, 3, 3)}),
@@ -208,12 +211,12 @@ def test_a_bad_value_is_refused_with_an_error_of_ours(
 
 
 def test_every_public_function_is_swept() -> None:
-    packages = (cifarnets, models, datasets, training, recipes, distillation)
+    packages = (cifarnets, models, datasets, training, recipes, distillation, sharing)
     public = {name for package in packages for name in package.__all__ if callable(getattr(package, name))}
     swept = {name.partition(".")[0] for name in TARGETS}
     # Records that the library makes and hands out, bases, and classes that differ from one of the above by a number.
     records = {"Check", "CifarNetsError", "Evaluation", "History", "Layer", "LRSearch", "ModelInfo", "ModelMeta"}
-    records |= {"Release", "Run", "Summary", "Callback", "Classifier", "ConvMuon"}
+    records |= {"Release", "Run", "Exported", "Summary", "Callback", "Classifier", "ConvMuon"}
     alike = {name for name in public if name.startswith(("ResNet", "VGG", "Airbench", "WideResNet"))}
     assert public - swept - records - alike == set()
 

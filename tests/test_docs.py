@@ -35,6 +35,7 @@ PUBLIC = (
     cifarnets.training,
     cifarnets.recipes,
     cifarnets.distillation,
+    cifarnets.sharing,
     cifarnets.errors,
     viz,
 )

@@ -20,6 +20,7 @@ PUBLIC = (
     cifarnets.training,
     cifarnets.recipes,
     cifarnets.distillation,
+    cifarnets.sharing,
     viz,
 )
 CLASSES = (Trainer, History, Evaluation, Recipe)

@@ -334,10 +334,12 @@ def test_an_exported_file_is_evaluated_as_the_model(layout: Any, ending: str, tm
     data = SyntheticCIFAR10(size=60, mean=release.mean, std=release.std)
     named = ImageDataset(data.images, data.labels, release.classes, mean=data.mean, std=data.std)
     path = export(model, tmp_path / f"net{ending}", preprocess=layout is not None, layout=layout).path
-    found, wanted = evaluate_exported(path, data), evaluate(model, BatchLoader(named, 60))
+    found, wanted = evaluate_exported(path, named), evaluate(model, BatchLoader(named, 60))
     assert found.confusion == wanted.confusion
     assert found.loss == pytest.approx(wanted.loss, abs=1e-4)
     assert list(found.per_class) == list(release.classes)
+    with pytest.raises(InputError, match=r"classes \(disc, cross, .* are not those of .* \(airplane, automobile, "):
+        evaluate_exported(path, data)
 
 
 @pytest.mark.parametrize("ending", [".onnx", ".pt2"])
@@ -349,7 +351,7 @@ def test_files_that_cannot_be_evaluated_are_refused(ending: str, tmp_path: Path)
     path.write_bytes(b"no program")
     with pytest.raises(WeightsError, match=r"is no file of cifarnets\.sharing\.export, or is damaged"):
         evaluate_exported(path, data)
-    export(net(), path)
+    export(create("convnet"), path)
     small = ImageDataset(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), [0, 0], ["a"])
     with pytest.raises(InputError, match=r"cannot take the images \[2, 3, 8, 8\]"):
         evaluate_exported(path, small)

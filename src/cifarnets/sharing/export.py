@@ -148,20 +148,21 @@ def evaluate_exported(path: str | os.PathLike[str], dataset: ImageDataset) -> Ev
     """Measure an exported file on labelled images, as `evaluate` measures a model.
 
     Examples:
-        >>> from cifarnets import load
+        >>> from cifarnets import create
         >>> from cifarnets.datasets import SyntheticCIFAR10
         >>> from cifarnets.sharing import evaluate_exported, export
-        >>> written = export(load("convnet"), "convnet.onnx")
+        >>> written = export(create("convnet"), "convnet.onnx")
         >>> evaluate_exported(written.path, SyntheticCIFAR10(size=20)).n
         20
 
     Args:
         path: What `export` wrote. A `.pt2` file may run code when it is opened: take it from those whom you trust.
-        dataset: Images of the size that the model takes; they are normalised with the constants of the file.
+        dataset: Images of the model's classes, and of the size that it takes; they are normalised with the constants
+            of the file.
 
     Raises:
         WeightsError: The file is missing, or was not written by `export`.
-        InputError: The images do not fit it.
+        InputError: The images or their classes are not those of the file.
         MissingExtraError: onnxruntime is not installed.
     """
     path = as_path(path)
@@ -180,6 +181,11 @@ def evaluate_exported(path: str | os.PathLike[str], dataset: ImageDataset) -> Ev
         raise
     except Exception as error:  # each reader has its own ways to fail on a damaged file
         raise WeightsError(f"{brief(str(path))} is no file of cifarnets.sharing.export, or is damaged.") from error
+    if classes is not None and tuple(classes) != dataset.classes:
+        raise InputError(
+            f"the dataset's classes ({', '.join(dataset.classes)}) are not those of {brief(str(path))} "
+            f"({', '.join(map(str, classes))}): choose them with cifar_subset, in that order."
+        )
     parts = []
     try:
         for images in _batches(dataset.images):
