@@ -179,16 +179,18 @@ TARGETS: dict[str, Target] = {
     ),
     "reproduce": (lambda: recipes.reproduce, lambda: {"name": "no such recipe"}),
     "soft_labels": (lambda: distillation.soft_labels, lambda: {"dataset": drawn(), "teacher": net(), **CPU}),
+    "calibrate": (lambda: cifarnets.calibrate, lambda: {"model": net(), "val_loader": loader(), **CPU}),
     # sharing; no test reaches the Hub
     "push": (lambda: sharing.push, lambda: {"model": net(), "repo": "me/nets"}),
     "pull": (lambda: sharing.pull, lambda: {"address": "hf://me/nets", "folder": "f"}),
     "model_card": (lambda: sharing.model_card, lambda: {"model": net()}),
-    # sharing
     "load_state": (lambda: sharing.load_state, lambda: {"model": net(), "file": theirs()}),
     "import_model": (
         lambda: functools.partial(sharing.import_model, widths=(2, 2), hidden=4),
         lambda: {"file": theirs(), "name": "convnet", "mean": (0.5,) * 3, "std": (0.25,) * 3},
     ),
+    "export": (lambda: sharing.export, lambda: {"model": net(), "path": "m.pt2"}),
+    "evaluate_exported": (lambda: sharing.evaluate_exported, lambda: {"path": "m.pt2", "dataset": drawn()}),
     # viz
     "viz.show": (lambda: viz.show, lambda: {"images": image()}),
     "viz.show_kernels": (lambda: viz.show_kernels, lambda: {"weight": torch.zeros(2, 3, 3, 3)}),
@@ -230,7 +232,7 @@ def test_every_public_function_is_swept() -> None:
     swept = {name.partition(".")[0] for name in TARGETS}
     # Records that the library makes and hands out, bases, and classes that differ from one of the above by a number.
     records = {"Check", "CifarNetsError", "Evaluation", "History", "Layer", "LRSearch", "ModelInfo", "ModelMeta"}
-    records |= {"LoadReport", "Pushed", "Release", "Run", "Summary", "Callback", "Classifier", "ConvMuon"}
+    records |= {"Exported", "LoadReport", "Pushed", "Release", "Run", "Summary", "Callback", "Classifier", "ConvMuon"}
     alike = {name for name in public if name.startswith(("ResNet", "VGG", "Airbench", "WideResNet"))}
     assert public - swept - records - alike == set()
 

@@ -55,5 +55,5 @@ def test_a_new_head_learns_more_from_few_images_than_a_fresh_net(tmp_path: Path,
 
 
 def test_every_example_has_a_test() -> None:
-    tested = Path(__file__).read_text(encoding="utf-8")
+    tested = "".join(path.read_text(encoding="utf-8") for path in Path(__file__).parent.rglob("test_*.py"))
     assert [path.name for path in EXAMPLES.glob("*.py") if f'"{path.name}"' not in tested] == []

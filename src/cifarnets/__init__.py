@@ -1,8 +1,9 @@
 """CIFAR-10 nets with weights that one can trust: data, models, training, evaluation and safe weight files.
 
 `create` makes a model, `Trainer` trains it, `evaluate` measures it, `predict` classifies pictures, `save` and `load`
-keep it. `cifarnets.datasets` has the images, `cifarnets.models` the architectures, `cifarnets.recipes` whole runs as
-data, and `cifarnets.viz` pictures to look at. Every error is a `CifarNetsError`.
+keep it, and `export` writes it for other programs. `cifarnets.datasets` has the images, `cifarnets.models` the
+architectures, `cifarnets.recipes` whole runs as data, and `cifarnets.viz` pictures to look at. Every error is a
+`CifarNetsError`.
 """
 
 import importlib
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from cifarnets.prediction import features, predict
     from cifarnets.recipes import reproduce
     from cifarnets.seeding import seed_everything
+    from cifarnets.sharing import export
     from cifarnets.training import Trainer
     from cifarnets.verification import Check, verify
 
@@ -36,6 +38,7 @@ __all__ = [
     "distillation",
     "errors",
     "evaluate",
+    "export",
     "features",
     "info",
     "list_models",
@@ -62,6 +65,7 @@ _NAMES = {
     "prediction": ("features", "predict"),
     "recipes": ("reproduce",),
     "seeding": ("seed_everything",),
+    "sharing": ("export",),
     "training": ("Trainer",),
     "verification": ("Check", "verify"),
 }

@@ -35,6 +35,7 @@ examples:
   cifarnets evaluate runs/convnet
   cifarnets predict runs/convnet plane.png ship.jpg --topk 3
   cifarnets push runs/convnet me/convnet               on the Hugging Face Hub, with a card
+  cifarnets export runs/convnet convnet.onnx --preprocess
 
 CIFAR-10 is looked for in --data-root; without it in $CIFARNETS_DATA; without both in the user's cache folder.
 Exit status: 0 success, 1 failure, 2 bad usage, 130 stopped by Ctrl-C, 143 stopped by SIGTERM.
@@ -303,6 +304,27 @@ def _import(options: _Options) -> None:
     options.examples(IMPORTS)
 
 
+def _export(options: _Options) -> None:
+    from cifarnets.sharing.export import Layout
+
+    options.add_model()
+    options.add("file", type=Path, metavar="FILE", help="what to write: .onnx, or .pt2 for a program of torch.export")
+    options.add("--preprocess", action="store_true", help="uint8 pictures in, probabilities out")
+    options.add("--layout", choices=get_args(Layout), help="axes of these pictures (default: nhwc, as in image files)")
+    options.add("--int8", action="store_true", help="convolutions and linear layers in 8 bits (ONNX)")
+    options.add_data_root()
+    options.add_json()
+    options.examples("""\
+  cifarnets export resnet20 resnet20.onnx               normalised float images to logits
+  cifarnets export convnet convnet.onnx --preprocess    pictures to probabilities, for a browser or a phone
+  cifarnets export resnet20 small.onnx --preprocess --int8
+  cifarnets export runs/convnet convnet.pt2             for programs that have torch
+
+The file takes batches of any size, and is compared with the model before it is written. --int8 is calibrated with
+training images of CIFAR-10, or with drawn pictures where there is none, and shows the accuracy of both.
+""")
+
+
 WHAT = ("config", "classes", "images", "val_images", "val", "synthetic", "augment", "distill")
 FAST = ("precision", "compile", "channels_last", "deterministic")
 """The fields of a recipe under two headings of `cifarnets train --help`; all others stand between them."""
@@ -469,4 +491,5 @@ COMMANDS: dict[str, tuple[str, Callable[[_Options], None]]] = {
     "push": ("publish a model on the Hugging Face Hub, with its card", _push),
     "pull": ("fetch a model with its card from the Hugging Face Hub", _pull),
     "import": ("make a weight file of another program's checkpoint", _import),
+    "export": ("write a model as ONNX or torch.export, for programs without this library", _export),
 }

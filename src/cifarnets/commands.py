@@ -1,6 +1,7 @@
 """What each command of the command line does: call the library, and print what it gives."""
 
 import argparse
+import contextlib
 import csv
 import glob
 import io
@@ -39,12 +40,13 @@ from cifarnets.errors import (
     DownloadError,
     InputError,
     OutputError,
+    UnknownNameError,
 )
 from cifarnets.models.metadata import ModelMeta, get_meta
 from cifarnets.prediction import Prediction, Preprocessing, predict
 from cifarnets.recipes import Recipe, Run, list_recipes, load_recipe, run_recipe
 from cifarnets.recipes.recipe import read_recipe, recipe_name
-from cifarnets.sharing import import_model
+from cifarnets.sharing import evaluate_exported, import_model
 from cifarnets.training import ArticleLog, Callback, Trainer
 from cifarnets.training.checkpoint import CHECKPOINT_FILE
 from cifarnets.weights.index import Release, mean_and_std, releases
@@ -287,6 +289,39 @@ def _images_of(options: argparse.Namespace, meta: ModelMeta) -> ImageDataset:
     return ImageDataset.from_folder(
         options.images, size=meta.size or SIZE, mean=mean, std=std, classes=meta.classes, skip_bad=True
     )
+
+
+def export(options: argparse.Namespace) -> None:
+    """Write a model for other programs, and show what it takes and gives; of int8 also what it costs."""
+    model = cifarnets.load(options.weights)
+    written = cifarnets.export(
+        model,
+        options.file,
+        preprocess=options.preprocess,
+        layout=options.layout,
+        int8=options.int8,
+        root=options.data_root,
+    )
+    facts, accuracy = written.facts, {}
+    meta = get_meta(model)
+    assert meta is not None
+    if options.int8:
+        with contextlib.suppress(DataNotFoundError, UnknownNameError):  # of classes that CIFAR-10 has not
+            test = dataset_for(meta, options.data_root)
+            float_ = cifarnets.evaluate(model, BatchLoader(test, 1000, device="cpu"), device="cpu")
+            accuracy = {"float": float_.accuracy, "int8": evaluate_exported(written.path, test).accuracy}
+    if options.json:
+        record = {"path": str(written.path), "size": written.path.stat().st_size, "gap": written.gap}
+        _print_json({**record, "agreement": written.agreement, "accuracy": accuracy, "facts": dict(facts)})
+        return
+    size = written.path.stat().st_size
+    takes = f"uint8 pictures ({facts['layout']})" if options.preprocess else "normalised float32 images (nchw)"
+    _print(f"{written.path} ({size:,} bytes) takes {takes} and gives {facts['output']}.")
+    _print(f"Run and compared with the model: the outputs agree within {written.gap:.1e}.")
+    if written.agreement is not None:
+        _print(f"int8 chooses the class of float for {written.agreement:.1%} of {facts['calibration']}.")
+        shown = "   ".join(f"{name} {value:.4f}" for name, value in accuracy.items())
+        _print(f"Accuracy on the test images: {shown or 'not measured, for CIFAR-10 is not here.'}")
 
 
 def predict_files(options: argparse.Namespace) -> int:
@@ -566,4 +601,5 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {
     "push": push,
     "pull": pull,
     "import": import_file,
+    "export": export,
 }

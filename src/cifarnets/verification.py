@@ -92,16 +92,9 @@ def _checks(release: Release, root: str | os.PathLike[str] | None, device: torch
     found = f"SHA-256 {release.sha256[:12]}…, {release.size:,} bytes, {release.parameters:,} parameters"
     file = Check(release.name, "file", True, found)
     try:
-        golden, _ = parse_weights((index.FOLDER / index.GOLDEN_FILE).read_bytes(), index.GOLDEN_FILE)
-        images = golden["images"]
-        logits, predictions = golden[f"{release.name}.logits"], golden[f"{release.name}.predictions"]
-    except (WeightsError, OSError) as error:
+        images, logits, predictions = read_golden(release)
+    except WeightsError as error:
         return [file, Check(release.name, "golden logits", False, str(error))]
-    except KeyError as error:
-        return [file, Check(release.name, "golden logits", False, f"{index.GOLDEN_FILE} lacks {error}.")]
-    wanted = [(12, 3, 32, 32), (12, len(release.classes)), (1000 * len(release.classes),)]
-    if [tuple(tensor.shape) for tensor in (images, logits, predictions)] != wanted:
-        return [file, Check(release.name, "golden logits", False, f"{index.GOLDEN_FILE} has tensors of other shapes.")]
     checks = [file, _check_logits(release, model, images, logits, device)]
     if find_cifar10(root) is None:
         missing = "not looked at: CIFAR-10 is not here (`cifarnets download`, or CIFARNETS_DATA)"
@@ -110,6 +103,34 @@ def _checks(release: Release, root: str | os.PathLike[str] | None, device: torch
         return [*checks, _check_accuracy(release, model, predictions, root, device)]
     except CifarNetsError as error:  # of a damaged data file, say
         return [*checks, Check(release.name, "test images", False, str(error))]
+
+
+def read_golden(release: Release) -> tuple[Tensor, Tensor, Tensor]:
+    """What released weights gave at their release.
+
+    Examples:
+        >>> from cifarnets.verification import read_golden
+        >>> from cifarnets.weights.index import releases
+        >>> [list(tensor.shape) for tensor in read_golden(releases()["convnet.cifar3"])]
+        [[12, 3, 32, 32], [12, 3], [3000]]
+
+    Returns:
+        A dozen drawn pictures, uint8; the logits of these; the predicted classes of the test images.
+
+    Raises:
+        WeightsError: The file is missing or damaged.
+    """
+    try:
+        golden, _ = parse_weights((index.FOLDER / index.GOLDEN_FILE).read_bytes(), index.GOLDEN_FILE)
+        found = golden["images"], golden[f"{release.name}.logits"], golden[f"{release.name}.predictions"]
+    except OSError as error:
+        raise WeightsError(str(error)) from error
+    except KeyError as error:
+        raise WeightsError(f"{index.GOLDEN_FILE} lacks {error}.") from error
+    wanted = [(12, 3, 32, 32), (12, len(release.classes)), (1000 * len(release.classes),)]
+    if [tuple(tensor.shape) for tensor in found] != wanted:
+        raise WeightsError(f"{index.GOLDEN_FILE} has tensors of other shapes.")
+    return found
 
 
 def _check_logits(release: Release, model: nn.Module, images: Tensor, expected: Tensor, device: torch.device) -> Check:
