@@ -95,6 +95,9 @@ def write_atomic(path: str | os.PathLike[str], content: bytes | str) -> Path:
                 temporary.unlink()
             raise
     except OSError as error:
+        blocked = next((parent for parent in path.parents if parent.exists() and not parent.is_dir()), None)
+        if blocked is not None:
+            raise OutputError(f"cannot write {str(path)!r}: {str(blocked)!r} is a file, not a folder.") from error
         kept = " The file that was there is unchanged." if path.is_file() else ""
         raise OutputError(f"cannot write {str(path)!r}: {error.strerror or error}.{kept}") from error
     return path

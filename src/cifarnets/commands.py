@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 import cifarnets
+from cifarnets._files import as_path
 from cifarnets._terminal import printable, rounded
 from cifarnets.datasets import (
     ARTICLE_MEAN,
@@ -249,7 +250,7 @@ def _run(recipe: Recipe | None, folder: Path, options: argparse.Namespace, **set
 
 def _advise(folder: Path, options: argparse.Namespace, ending: _Ending) -> None:
     """Print how to resume a run that was stopped."""
-    if not ending.reached or not (folder.expanduser() / CHECKPOINT_FILE).is_file():
+    if not ending.reached or not (as_path(folder) / CHECKPOINT_FILE).is_file():
         return
     place = "the last checkpoint" if ending.torn else "the very batch"
     words = ["cifarnets", "train", "--resume", str(folder)]

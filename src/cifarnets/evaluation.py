@@ -152,5 +152,7 @@ def evaluate(
 def _calibration_error(confidence: Tensor, correct: Tensor) -> float:
     """Sum |accuracy - confidence| over the bins (i/15, (i+1)/15], weighted by their images."""
     bins = (confidence * CALIBRATION_BINS).ceil().clamp(1, CALIBRATION_BINS).long() - 1
-    gaps = torch.zeros(CALIBRATION_BINS, dtype=torch.float64).index_add_(0, bins, correct - confidence)
+    gaps = torch.zeros(CALIBRATION_BINS, dtype=torch.float64, device=confidence.device).index_add_(
+        0, bins, correct - confidence
+    )
     return (gaps.abs().sum() / len(confidence)).item()

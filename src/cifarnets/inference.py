@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from cifarnets._batch import Batch
 from cifarnets.errors import DivergedError, InputError
-from cifarnets.models.metadata import constants_of, get_meta, in_channels, size_of, unwrap
+from cifarnets.models.metadata import classes_of, constants_of, get_meta, in_channels, size_of, unwrap
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 """Anything that gives `(images [B, C, H, W], labels [B])`: a BatchLoader, a DataLoader, a list."""
@@ -232,12 +232,10 @@ def match_data(model: nn.Module, loader: object) -> tuple[str, ...] | None:
     """
     meta, dataset = get_meta(model), getattr(loader, "dataset", None)
     own = meta.classes if meta else None
-    classes = getattr(dataset, "classes", None)
-    if not isinstance(classes, (list, tuple)):  # some datasets call the number of classes so
-        classes = None
-    if own is not None and classes is not None and tuple(classes) != own:
+    classes = classes_of(dataset)
+    if own is not None and classes is not None and classes != own:
         raise InputError(
-            f"the loader's classes ({', '.join(map(str, classes))}) are not those that the model was trained on "
+            f"the loader's classes ({', '.join(classes)}) are not those that the model was trained on "
             f"({', '.join(own)}): choose them with cifar_subset, in that order."
         )
     served = constants_of(dataset)
@@ -252,7 +250,7 @@ def match_data(model: nn.Module, loader: object) -> tuple[str, ...] | None:
             f"the loader's images are {size[0]}×{size[1]}, and the model was trained on {meta.size[0]}×{meta.size[1]}: "
             "resize them."
         )
-    return own or (None if classes is None else tuple(classes))
+    return own or classes
 
 
 def refuse_test_set(loader: object, user: str) -> None:

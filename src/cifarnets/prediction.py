@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, TypeAlias, overload
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -80,6 +81,8 @@ def predict(
     """
     preprocessing = Preprocessing.of(model, mean, std, classes)
     inputs, single = preprocessing.prepare(images)
+    if isinstance(topk, np.integer):
+        topk = int(topk)
     if not isinstance(topk, int) or isinstance(topk, bool):
         raise InputError(f"topk must be a whole number, not {brief(topk)}.")
     if not inputs.shape[0]:
@@ -342,7 +345,7 @@ def _class_names(classes: Any) -> tuple[str, ...] | None:
     try:
         if isinstance(classes, (str, bytes, set, frozenset)):
             raise TypeError
-        return tuple(map(str, classes))
+        return tuple(map(str, classes.tolist() if isinstance(classes, Tensor) else classes))
     except TypeError:
         raise InputError(
             f"classes must be a list of names in the order of the outputs, not {brief(classes)}."

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from cifarnets._checked import checked
 from cifarnets._figures import new_figure, save_figure
 from cifarnets.datasets.images import denormalize
+from cifarnets.datasets.pictures import check_dense
 from cifarnets.errors import InputError
 
 if TYPE_CHECKING:
@@ -140,6 +141,7 @@ def show_kernels(weight: Tensor, *, path: str | os.PathLike[str] | None = None) 
 def _floats(values: Tensor) -> Tensor:
     if not isinstance(values, Tensor):
         raise InputError(f"a tensor is needed here, not {type(values).__name__}.")
+    check_dense(values)
     return values.detach().cpu().float()  # matplotlib knows neither bfloat16 nor float16
 
 
@@ -163,6 +165,7 @@ def _pixels(image: Picture, mean: Sequence[float] | None, std: Sequence[float] |
         if not isinstance(image, Image.Image):
             raise InputError(f"a picture is a PIL image, a tensor or an array, not {type(image).__name__}.")
         return torch.from_numpy(np.array(image if image.mode in ("L", "RGB", "RGBA") else image.convert("RGB")))
+    check_dense(image)
     if image.ndim != 3 or image.shape[0] not in (1, 3) or image.is_complex():
         raise InputError(f"an image is a tensor [3, H, W] or [1, H, W], not {image.dtype} {list(image.shape)}.")
     image = image.detach().cpu()

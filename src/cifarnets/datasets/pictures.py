@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cifarnets._files import as_path, open_regular
-from cifarnets.errors import CifarNetsError, DataNotFoundError, InputError
+from cifarnets.errors import CifarNetsError, DataNotFoundError, InputError, brief
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -125,7 +125,7 @@ def to_picture(image: Picture, channels: int, size: tuple[int, int] = (SIZE, SIZ
     """
     if isinstance(image, (Tensor, np.ndarray)):
         pixels = _from_array(image) if isinstance(image, np.ndarray) else image
-        _check_dense(pixels)
+        check_dense(pixels)
         if pixels.ndim != 3:
             raise _wrong_shape(image.shape)
         return _to_unit(pixels[None], channels, size)[0]
@@ -151,6 +151,8 @@ def open_picture(path: str | os.PathLike[str], size: tuple[int, int] = (SIZE, SI
         DataNotFoundError: There is no such file.
         InputError: It is no picture of a known format, is damaged, or too large.
     """
+    if isinstance(path, str) and path.startswith(("http://", "https://")):
+        raise InputError(f"cannot read the picture {brief(path)}: download it, and pass the path of the file.")
     path = as_path(path)
     try:
         with open_regular(path) as file:
@@ -185,7 +187,7 @@ def find_pictures(folder: str | os.PathLike[str]) -> list[Path]:
 
     endings = {ending for ending, kind in Image.registered_extensions().items() if kind in FORMATS}
     found = []
-    for parent, folders, files in os.walk(Path(folder).expanduser()):
+    for parent, folders, files in os.walk(as_path(folder)):
         folders[:] = [name for name in folders if not name.startswith(".")]
         named = [name for name in files if not name.startswith(".") and Path(name).suffix.lower() in endings]
         found += [Path(parent, name) for name in named]
@@ -336,7 +338,7 @@ def _turn(picture: "PIL.Image.Image") -> str | None:
 
 def _to_unit(pixels: Tensor, channels: int, size: tuple[int, int]) -> Tensor:
     """`[N, C, H, W]`, uint8 or float in 0..1, as float32 `[N, channels, *size]`."""
-    _check_dense(pixels)
+    check_dense(pixels)
     pixels = pixels.detach().cpu()
     if 0 in pixels.shape:
         raise _wrong_shape(pixels.shape[1:])
@@ -354,7 +356,12 @@ def _to_unit(pixels: Tensor, channels: int, size: tuple[int, int]) -> Tensor:
     return unit.expand(-1, channels, -1, -1)
 
 
-def _check_dense(pixels: Tensor) -> None:
+def check_dense(pixels: Tensor) -> None:
+    """Refuse a tensor whose values do not lie side by side in memory: sparse, nested, quantised, or without any.
+
+    Raises:
+        InputError: The message says which it is.
+    """
     if pixels.is_meta or pixels.layout != torch.strided or pixels.is_quantized or pixels.is_nested:
         kind = next((kind for kind in ("quantized", "nested") if getattr(pixels, f"is_{kind}")), str(pixels.layout))
         raise InputError(f"a picture must be a dense tensor with values, not {kind} on {pixels.device}.")

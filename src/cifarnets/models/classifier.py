@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 
 from cifarnets._checked import checked
@@ -155,6 +156,8 @@ def checked_count(name: str, value: Any, least: int) -> int:
     Raises:
         InputError: It is something else.
     """
+    if isinstance(value, np.integer):
+        value = int(value)
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise InputError(f"{name} must be a whole number of at least {least}, not {value!r}.")
-    return value
+    return int(value)

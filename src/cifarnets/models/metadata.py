@@ -1,12 +1,12 @@
 """Facts about a model that travel with it and its weight file."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Subset
+from torch.utils.data import ConcatDataset, Subset
 
 from cifarnets._checked import checked
 from cifarnets.errors import InputError
@@ -164,17 +164,17 @@ def annotate_from(model: nn.Module, dataset: Any) -> None:
     forgotten = replace(meta, classes=None, mean=None, std=None, training={}, results={}, size=None, provenance={})
     unwrap(model).meta = forgotten  # type: ignore[assignment]
     mean, std = constants_of(dataset) or (None, None)
-    classes = getattr(dataset, "classes", None)
     try:
-        classes = classes if isinstance(classes, (list, tuple)) else None
-        annotate(model, classes=classes, mean=mean, std=std, size=size_of(dataset))
+        annotate(model, classes=classes_of(dataset), mean=mean, std=std, size=size_of(dataset))
     except InputError:
         unwrap(model).meta = meta  # type: ignore[assignment]
         raise
 
 
 def constants_of(dataset: Any) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    """The `(mean, std)` that a dataset, or torch's `Subset` of one, normalises with; None where it is unknown.
+    """The `(mean, std)` that a dataset normalises with; None where it is unknown.
+
+    It looks through torch's `Subset`, and takes what all parts of a `ConcatDataset` agree on.
 
     Examples:
         >>> from cifarnets.datasets import SyntheticCIFAR10
@@ -182,19 +182,55 @@ def constants_of(dataset: Any) -> tuple[tuple[float, ...], tuple[float, ...]] | 
         >>> constants_of(SyntheticCIFAR10(size=100, mean=(0.5,) * 3, std=(0.25,) * 3))
         ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
     """
-    while isinstance(dataset, Subset):
-        dataset = dataset.dataset
-    return getattr(dataset, "constants", None)
+    found: tuple[tuple[float, ...], tuple[float, ...]] | None = _look_through(
+        dataset, lambda source: getattr(source, "constants", None)
+    )
+    return found
 
 
 def size_of(dataset: Any) -> tuple[int, int] | None:
-    """The height and width of the images of a dataset, or of torch's `Subset` of one; None where it is unknown."""
+    """The height and width of the images of a dataset; None where it is unknown. It looks where `constants_of` does."""
+
+    def read(source: Any) -> tuple[int, int] | None:
+        images = getattr(source, "images", None)
+        if not isinstance(images, Tensor) or images.ndim != 4 or getattr(source, "transform", None) is not None:
+            return None
+        return images.shape[2], images.shape[3]
+
+    found: tuple[int, int] | None = _look_through(dataset, read)
+    return found
+
+
+def classes_of(dataset: Any) -> tuple[str, ...] | None:
+    """The class names of a dataset; None where they are unknown, or where labels are changed on the way.
+
+    It looks where `constants_of` does.
+
+    Examples:
+        >>> from torch.utils.data import ConcatDataset, Subset
+        >>> from cifarnets.datasets import SyntheticCIFAR10
+        >>> from cifarnets.models.metadata import classes_of
+        >>> classes_of(Subset(SyntheticCIFAR10(size=100), range(10)))[:2]
+        ('ring', 'disc')
+    """
+
+    def read(source: Any) -> tuple[str, ...] | None:
+        classes = getattr(source, "classes", None)  # some datasets call the number of classes so
+        relabelled = getattr(source, "target_transform", None) is not None
+        return tuple(map(str, classes)) if isinstance(classes, (list, tuple)) and not relabelled else None
+
+    found: tuple[str, ...] | None = _look_through(dataset, read)
+    return found
+
+
+def _look_through(dataset: Any, read: Callable[[Any], Any]) -> Any:
+    """What `read` finds in the dataset itself, in torch's `Subset` of one, or alike in all parts of a concatenation."""
     while isinstance(dataset, Subset):
         dataset = dataset.dataset
-    images = getattr(dataset, "images", None)
-    if not isinstance(images, Tensor) or images.ndim != 4 or getattr(dataset, "transform", None) is not None:
-        return None
-    return images.shape[2], images.shape[3]
+    if isinstance(dataset, ConcatDataset):
+        first, *others = [_look_through(part, read) for part in dataset.datasets]
+        return first if all(other == first for other in others) else None
+    return read(dataset)
 
 
 def in_channels(model: nn.Module) -> int | None:

@@ -1,10 +1,11 @@
 """The layers of a model with their sizes, parameters and multiply-adds."""
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cifarnets._checked import checked
 from cifarnets.errors import InputError
@@ -95,8 +96,8 @@ def summary(model: nn.Module, size: int = 32) -> Summary:
 
     if not 1 <= size <= 4096:
         raise InputError(f"size must be the side of an image, 1 to 4096 pixels, not {size}.")
-    model = unwrap(model)
     meta = get_meta(model)
+    model = _twin(unwrap(model)).eval()
     channels = meta.config.get("in_channels", 3) if meta else 3
     example = next(model.parameters(), torch.empty(0))
     counter = FlopCounterMode(display=False)
@@ -121,11 +122,10 @@ def summary(model: nn.Module, size: int = 32) -> Summary:
     leaves = [(name, module) for name, module in model.named_modules() if not list(module.children())]
     handles = [module.register_forward_pre_hook(start) for _, module in leaves]
     handles += [module.register_forward_hook(note(name)) for name, module in leaves]
-    modes = {module: module.training for module in model.modules()}
     try:
         blank = torch.zeros(1, channels, size, size, dtype=example.dtype, device=example.device)
         with counter, torch.no_grad():
-            model.eval()(blank)
+            model(blank)
     except RuntimeError as error:
         reason = str(error).partition("\n")[0]
         raise InputError(
@@ -134,6 +134,10 @@ def summary(model: nn.Module, size: int = 32) -> Summary:
     finally:
         for handle in handles:
             handle.remove()
-        for module, training in modes.items():
-            module.training = training
     return Summary(tuple(layers), sum(p.numel() for p in model.parameters()), counter.get_total_flops() // 2)
+
+
+def _twin(model: nn.Module) -> nn.Module:
+    """A copy of the modules around the same tensors: its mode and its hooks are its own, whoever uses the model."""
+    tensors = [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers(), *tensors)})

@@ -12,11 +12,13 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from cifarnets._checked import checked
 from cifarnets._fields import fits, hints_of, name_of
+from cifarnets._files import as_path
 from cifarnets.datasets import Augment, CIFAR10Normalized, SyntheticCIFAR10, cifar_subset
 from cifarnets.datasets.folder import class_folders
 from cifarnets.datasets.images import ImageDataset
@@ -112,6 +114,9 @@ class Recipe:
     def __post_init__(self) -> None:
         for name, hint in hints_of(Recipe).items():
             value = getattr(self, name)
+            if isinstance(value, (np.integer, np.floating)):
+                value = value.item()
+                object.__setattr__(self, name, value)  # the dataclass is frozen
             if not fits(value, hint):
                 raise InputError(f"{name} of a recipe must be {name_of(hint)}, not {brief(value)}.")
             check_plain(value, f"{name} of a recipe")
@@ -296,7 +301,7 @@ def read_recipe(name: str | os.PathLike[str]) -> dict[str, Any]:
         import tomli as tomllib
 
     if str(name).endswith(".toml"):
-        source: Any = Path(name).expanduser()
+        source: Any = as_path(name)
     elif name not in list_recipes():
         raise unknown_name("recipe", name, list_recipes())
     else:

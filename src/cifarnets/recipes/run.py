@@ -16,7 +16,7 @@ from torch import nn
 
 from cifarnets._checked import checked
 from cifarnets._device import resolve_device
-from cifarnets._files import as_path, write_atomic
+from cifarnets._files import as_path, clear_leftovers, is_leftover, write_atomic
 from cifarnets._runtime import machine, source_commit
 from cifarnets.datasets import BatchLoader, ImageDataset, train_val_split
 from cifarnets.datasets.cifar10 import DATA_LICENSE
@@ -149,7 +149,7 @@ def run_recipe(
         SystemExit: SIGTERM; likewise.
         CifarNetsError: The data, the model or the Trainer cannot be made, or the fit fails.
     """
-    folder, device = Path(folder).expanduser(), resolve_device(device)
+    folder, device = as_path(folder), resolve_device(device)
     starts: list[Any] = []
     recipe = recipe and _settled(recipe)
     if resume and (folder / RUN_FILE).is_file():
@@ -339,7 +339,8 @@ def _claim(folder: Path) -> list[Path]:
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        taken = next(folder.iterdir(), None)
+        clear_leftovers(folder)  # of a run that was killed while it wrote its first file
+        taken = next((path for path in folder.iterdir() if not is_leftover(path)), None)
     except (OSError, ValueError) as error:  # ValueError: there is a NUL in it
         raise OutputError(f"cannot write into {str(folder)!r}: {getattr(error, 'strerror', error)}.") from error
     if taken is not None:

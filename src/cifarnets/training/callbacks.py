@@ -139,7 +139,13 @@ class EMA(Callback):
         if self.average is None:
             # Buffers (the statistics of BatchNorm) are averaged with the weights that they belong to.
             rule = None if self.decay is None else functools.partial(_ema, self.decay)
-            self.average = AveragedModel(trainer.model, multi_avg_fn=rule, use_buffers=True)
+            try:
+                self.average = AveragedModel(trainer.model, multi_avg_fn=rule, use_buffers=True)
+            except RuntimeError as error:  # torch copies no tensor that was computed from parameters
+                raise InputError(
+                    f"EMA cannot copy the model ({str(error).partition('. ')[0]}). If it was pruned or has a weight "
+                    "norm, make that permanent first: torch.nn.utils.prune.remove(module, 'weight')."
+                ) from error
         if self._restored is not None:
             self.average.load_state_dict(self._restored["average"])
             self._restored = None
@@ -160,7 +166,7 @@ class EMA(Callback):
 
     def check_state(self, state: dict[str, Any], trainer: "Trainer") -> None:
         own = {f"module.{name}": value for name, value in trainer.model.state_dict().items()}
-        own["n_averaged"] = torch.tensor(0)
+        own["n_averaged"] = torch.tensor(0, device="cpu")
         average = state.get("average", {})
         fits = isinstance(average, dict) and (not state or average.keys() == own.keys())
         if not fits or any(_kind(value) != _kind(own[name]) for name, value in average.items()):

@@ -119,7 +119,7 @@ def find_state(path: str | os.PathLike[str]) -> dict[str, Any] | None:
         raise InputError(
             f"there is no checkpoint {str(path)!r} to resume from; name the folder that a Checkpoint writes."
         )
-    if not found.is_file():
+    if not found.exists():
         return None
     state = read_state(found)
     if not isinstance(state, dict):

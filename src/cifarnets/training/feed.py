@@ -10,6 +10,7 @@ from torch.utils.data.distributed import DistributedSampler
 from cifarnets._batch import Batch
 from cifarnets.errors import InputError, brief
 from cifarnets.inference import Batches, as_batch, batch_context
+from cifarnets.models.metadata import constants_of
 from cifarnets.seeding import ON_CPU, restore_rng, rng_state
 from cifarnets.training.distributed import World
 from cifarnets.training.resume import check_plain_values, check_rng, differences
@@ -203,6 +204,8 @@ class EpochFeed:
         return {
             "batch_size": getattr(self.loader, "batch_size", None),
             "images": len(dataset) if isinstance(dataset, Sized) else None,
+            "constants": constants_of(dataset),
+            "data": fingerprint() if callable(fingerprint := getattr(dataset, "fingerprint", None)) else None,
             "sampler": type(getattr(self.loader, "sampler", None)).__name__,
             "shuffle": getattr(self.loader, "shuffle", None),
             "augment": repr(getattr(self.loader, "augment", None)),

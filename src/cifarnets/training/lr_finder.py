@@ -112,7 +112,7 @@ def find_lr(trainer: Trainer, loader: Batches, low: float = 1e-5, high: float = 
                 break
     # A tenth of the way is what tells a fall from noise, and the average of the first few batches is little else.
     window = max(len(losses) // 10, 1)
-    seen = torch.tensor(losses[window:], dtype=torch.float64)
+    seen = torch.tensor(losses[window:], dtype=torch.float64, device="cpu")
     falls = seen[: seen.argmin() + 1] if len(seen) else seen
     window = min(window, len(falls) - 1)
     if window < 1:

@@ -69,7 +69,7 @@ class EpochMetrics:
             DivergedError: One is NaN or infinite; the message says which batch's.
         """
         if not self.losses:
-            return torch.empty(0, dtype=torch.float64)
+            return torch.empty(0, dtype=torch.float64, device="cpu")
         losses = torch.stack(self.losses[-last:])
         values = losses.double() if losses.device.type != "mps" else losses.cpu().double()
         wrong = values.isfinite().logical_not().nonzero().flatten().tolist()
@@ -87,13 +87,14 @@ class EpochMetrics:
             DivergedError: A loss is NaN or infinite.
         """
         self._compare()
+        assert self.correct is not None  # an epoch has a batch
         losses = world.sum(self.read_losses(epoch)).cpu()
         self.batch_mean_loss = losses.mean().item()
-        weights = torch.tensor(self.sizes, dtype=torch.float64)
+        weights = torch.tensor(self.sizes, dtype=torch.float64, device="cpu")
         return {
             "epoch": epoch,
             "loss": ((losses * weights).sum() / weights.sum()).item(),
-            "accuracy": world.sum(torch.as_tensor(self.correct)).item() / self.images,
+            "accuracy": world.sum(self.correct).item() / self.images,
             "lr": lr,
             "seconds": self.seconds,
             "images_per_second": self.images / self.seconds,
@@ -103,10 +104,10 @@ class EpochMetrics:
         """What `from_state` makes the same metrics of; every process must ask."""
         self._compare()
         losses, correct = self.losses, self.correct
-        if world.size > 1 and losses:
+        if world.size > 1 and correct is not None:
             exact = torch.stack(losses)
             exact = exact.double() if exact.device.type != "mps" else exact.cpu().double()
-            losses, correct = list(world.sum(exact)), world.sum(torch.as_tensor(correct))
+            losses, correct = list(world.sum(exact)), world.sum(correct)
         return {"losses": losses, "sizes": self.sizes, "correct": correct, "seconds": self.seconds}
 
     @classmethod

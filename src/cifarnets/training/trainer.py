@@ -158,6 +158,7 @@ class Trainer:
         self.loss = loss or functools.partial(F.cross_entropy, label_smoothing=label_smoothing)
         self.accumulate = accumulate
         self.clip_norm = clip_norm
+        self.precision = precision
         self.dtype = autocast_dtype(precision, self.device)
         self._scaler = grad_scaler(self.dtype, self.optimizer)
         forward = self.world.wrap(self.model)  # `self.model` stays bare, so nothing of this is ever saved
@@ -644,6 +645,8 @@ class Trainer:
             "accumulate": self.accumulate,
             "clip_norm": self.clip_norm,
             "schedule_options": dict(self._schedule_options or {}),
+            **({} if self.seed is None else {"seed": self.seed}),
+            **({} if self.precision == "auto" else {"precision": self.precision}),  # auto is each machine's own
             **self.feed.settings(),
         }
 
