@@ -648,6 +648,7 @@ def test_another_number_of_classes_starts_a_new_head_and_says_so(caplog: pytest.
             assert torch.equal(model.state_dict()[name], tensor), name
     assert model.meta.config == {**released.meta.config, "num_classes": 5}
     assert (model.meta.classes, model.meta.training, model.meta.results) == (None, {}, {})
+    assert model.meta.provenance == {}, "it is another model now"
     assert (model.meta.mean, model.meta.std) == (released.meta.mean, released.meta.std)
     torch.manual_seed(1)
     assert torch.equal(
@@ -672,10 +673,11 @@ def test_training_forgets_what_was_measured_before() -> None:
     model = load(NAME)
     assert model.meta.results["accuracy"] > 0.9
     assert model.meta.training["epochs"] == 100
+    assert model.meta.provenance["recipe"] == NAME
     images = SyntheticCIFAR10(train=False, size=100)
     three = cifar_subset(images, images.classes[:3])
     Trainer(model, progress=False).fit(BatchLoader(three), epochs=1)
-    assert (model.meta.results, model.meta.training) == ({}, {})
+    assert (model.meta.results, model.meta.training, model.meta.provenance) == ({}, {}, {})
     assert model.meta.classes == images.classes[:3]
 
 

@@ -19,7 +19,7 @@ from urllib.parse import unquote
 
 import pytest
 import yaml
-from huggingface_hub import constants
+from huggingface_hub import constants, file_download
 
 TOKENS = {"hf_me": "me", "hf_other": "other"}
 LICENSES = {"mit", "apache-2.0", "cc-by-4.0", "unknown", "other"}
@@ -320,7 +320,8 @@ def published(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Iterator[Hub]:
     with serving(Hub()) as hub:
         monkeypatch.setattr(constants, "ENDPOINT", hub.url)
         template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        for module in (constants, file_download):  # earlier versions have a copy there
+            monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder / "hub-cache"))
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True, raising=False)
         monkeypatch.setenv("HF_TOKEN", "hf_me")

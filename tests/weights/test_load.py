@@ -139,7 +139,7 @@ def test_the_folder_of_a_run_is_taken(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_another_folder_says_what_it_has(tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match=r"has no model\.safetensors, as the folder of a finished run has"):
+    with pytest.raises(WeightsError, match=r"has no model\.safetensors; the folder of a finished run has one"):
         load(tmp_path)
     save(small(), tmp_path / "best.safetensors")
     with pytest.raises(WeightsError, match=r"has no model\.safetensors; name one of its files: best\.safetensors"):

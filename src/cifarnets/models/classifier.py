@@ -106,7 +106,7 @@ class Classifier(nn.Module):
         setattr(self, self.head_name, fresh.train(self.training))
         if (meta := get_meta(self)) is not None:
             config = {**meta.config, **({"num_classes": num_classes} if "num_classes" in meta.config else {})}
-            self.meta = replace(meta, config=config, classes=None, training={}, results={})
+            self.meta = replace(meta, config=config, classes=None, training={}, results={}, provenance={})
 
     def make_head(self) -> nn.Module:
         """A fresh head for `num_features` and `num_classes`.
