@@ -13,13 +13,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import ConcatDataset, DataLoader, Subset
 
+import cifarnets
 from cifarnets import Evaluation, Trainer, evaluate, models
 from cifarnets._batch import Batch
-from cifarnets.datasets import BatchLoader, CIFAR10Normalized, ImageDataset, cifar_subset
+from cifarnets.datasets import BatchLoader, CIFAR10Normalized, ImageDataset, SyntheticCIFAR10, cifar_subset
 from cifarnets.errors import CifarNetsError, InputError
 from cifarnets.inference import check_batch, collect_logits
+from cifarnets.models import annotate
+from cifarnets.models.metadata import classes_of
 
 
 class Table(nn.Module):
@@ -484,3 +487,29 @@ def test_images_normalised_in_another_way_are_refused(synthetic3: ImageDataset, 
 def test_labels_that_cross_entropy_ignores_are_refused(labels: list[int]) -> None:
     with pytest.raises(InputError, match=r"labels run from -100 to .*none is ignored"):
         evaluate(models.create("convnet"), [(torch.rand(4, 3, 32, 32), torch.tensor(labels))], device="cpu")
+
+
+def test_classes_are_seen_through_torchs_datasets() -> None:
+    model, data = cifarnets.load("convnet"), SyntheticCIFAR10(size=100)
+    for hidden in (Subset(data, range(20)), ConcatDataset([data, Subset(data, range(20))])):
+        with pytest.raises(InputError, match=r"the loader's classes \(disc, cross, .* are not those"):
+            evaluate(model, DataLoader(hidden, 10))
+    unit = SyntheticCIFAR10(size=100, view="unit")
+    annotate(model, classes=data.classes)
+    with pytest.raises(InputError, match="the loader's images are normalised with mean"):
+        evaluate(model, DataLoader(ConcatDataset([unit, unit]), 10))
+
+
+def test_labels_that_are_changed_on_the_way_have_unknown_names() -> None:
+    class Relabelled(SyntheticCIFAR10):
+        target_transform = staticmethod(lambda label: label)
+
+    assert classes_of(Subset(Relabelled(size=20), range(3))) is None
+    assert classes_of(Subset(SyntheticCIFAR10(size=20), range(3))) == SyntheticCIFAR10(size=20).classes
+
+
+def test_a_default_device_of_the_user_has_no_say() -> None:
+    model, loader = cifarnets.create("convnet"), BatchLoader(SyntheticCIFAR10(size=40), 20, device="cpu")
+    right = evaluate(model, loader)
+    with torch.device("meta"):
+        assert evaluate(model, loader) == right

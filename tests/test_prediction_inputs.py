@@ -119,6 +119,11 @@ class TestRefuses:
             with pytest.raises(InputError, match="a picture must be a dense tensor with values, not "):
                 function(model, images)
 
+    @pytest.mark.parametrize("function", [predict, features])
+    def test_a_web_address(self, function: Any, model: nn.Module) -> None:
+        with pytest.raises(InputError, match=r"cannot read the picture 'https://a\.example/b\.png': download it"):
+            function(model, "https://a.example/b.png")
+
     @pytest.mark.parametrize("topk", [None, 1.0, "1", True, float("nan")])
     def test_topk_that_is_no_whole_number(self, topk: Any, model: nn.Module) -> None:
         with pytest.raises(InputError, match="topk must be a whole number"):
@@ -192,3 +197,10 @@ def test_a_generator_that_fails_leaves_the_model_as_it_was() -> None:
     with pytest.raises(OSError, match="the disk is gone"):
         predict(model, pictures())
     assert model.training
+
+
+def test_numpys_whole_numbers_and_tensors_of_names(model: nn.Module) -> None:
+    picture = torch.zeros(3, 32, 32)
+    names = [name for name, _ in predict(model, picture, topk=np.int64(2), classes=torch.arange(3))]  # type: ignore[arg-type]
+    assert len(names) == 2
+    assert all(name.isdigit() for name in names)

@@ -267,3 +267,12 @@ def test_no_window_and_no_global_state(image: Tensor) -> None:
 def test_a_figure_has_no_window(image: Tensor) -> None:
     with pytest.raises(InputError, match="this figure has no window: end a notebook's cell with it, or save it"):
         show(image).show()
+
+
+@pytest.mark.parametrize("kind", ["sparse", "meta"])
+def test_tensors_without_pixels_are_refused(kind: str) -> None:
+    zeros = torch.zeros(3, 32, 32)
+    values = zeros.to_sparse() if kind == "sparse" else zeros.to("meta")
+    for call in (show, show_maps, show_kernels):
+        with pytest.raises(InputError, match="a dense tensor with values"):
+            call(values)

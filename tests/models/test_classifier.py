@@ -4,6 +4,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -148,3 +149,9 @@ def test_a_seed_gives_the_weights_that_it_always_gave(name: str, config: dict[st
         content.update(key.encode())
         content.update(value.numpy().tobytes())
     assert content.hexdigest()[:16] == expected
+
+
+def test_numpys_whole_numbers_are_counts() -> None:
+    model: Any = create("convnet")
+    model.reset_classifier(np.int64(3))
+    assert type(model.meta.config["num_classes"]) is int

@@ -1,5 +1,7 @@
 """What a model is made of: shapes, parameters and multiply-adds, counted by hand."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -140,3 +142,14 @@ def test_a_layer_that_gives_several_tensors() -> None:
 
     first = models.summary(Recurrent()).layers[0]
     assert (first.name, first.output) == ("lstm", (32, 8))
+
+
+def test_a_summary_leaves_a_model_alone_that_others_use() -> None:
+    model = models.create("resnet20").train()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    right = str(models.summary(models.create("resnet20")))
+    with ThreadPoolExecutor(4) as pool:
+        tables = set(pool.map(lambda _: str(models.summary(model)), range(8)))
+    assert tables == {right}
+    assert all(module.training for module in model.modules())
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())

@@ -10,6 +10,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -657,3 +658,24 @@ def test_ctrl_c_in_a_script_saves_and_then_ends_it(tmp_path: Path) -> None:
     spy = CountBatches()
     assert same_weights(go(None, tmp_path / "run", spy, resume=True).model, whole.model)
     assert spy.count == 5, "exactly the five batches that were left have been trained on"
+
+
+def test_a_run_that_was_killed_in_its_first_write_is_resumed(tmp_path: Path) -> None:
+    (tmp_path / ".cifarnets-abcdef0123456789.tmp").write_text("a part of run.json")
+    run = run_recipe(replace(SMALL, epochs=1), tmp_path, resume=True, progress=False, device="cpu")
+    assert len(run.history) == 1
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+@pytest.mark.parametrize("path", ["x" * 300, "~nobody-of-this-name/run", "a\0b"])
+def test_a_folder_that_no_system_can_have(path: str) -> None:
+    with pytest.raises(InputError, match="cannot be used"):
+        run_recipe(None, path, resume=True)
+    with pytest.raises(InputError, match="cannot be used"):
+        load_recipe(f"{path}.toml")
+
+
+def test_numpys_numbers_are_plain_in_a_recipe() -> None:
+    recipe = Recipe("convnet", epochs=np.int64(3), lr=np.float32(0.5))  # type: ignore[arg-type]
+    assert (recipe.epochs, recipe.lr) == (3, 0.5)
+    assert recipe.to_dict()["epochs"] == 3

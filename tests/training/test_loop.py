@@ -22,8 +22,9 @@ from tests.training.helpers import (
     without_times,
 )
 from torch import Tensor, nn
+from torch.nn.utils import prune
 from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, Subset
 from torch.utils.data.distributed import DistributedSampler
 
 import cifarnets
@@ -31,6 +32,8 @@ from cifarnets import Trainer, evaluate
 from cifarnets.datasets import BatchLoader, CIFAR10Normalized, ImageDataset, SyntheticCIFAR10, cifar_subset
 from cifarnets.datasets.files import data_root, is_complete
 from cifarnets.errors import CallbackError, InputError
+from cifarnets.models import create
+from cifarnets.models.metadata import get_meta
 from cifarnets.training import EMA, ArticleLog, Callback, Checkpoint
 
 
@@ -539,3 +542,26 @@ def test_images_of_drawn_pictures_are_learnt(loader: BatchLoader) -> None:
         BatchLoader(data, 20, shuffle=True, device="cpu", seed=0), epochs=5
     )
     assert history[-1]["loss"] < history[0]["loss"] - 0.1
+
+
+@pytest.mark.parametrize("callbacks", [[], [EMA(0.9)]], ids=["plain", "EMA"])
+def test_a_default_device_of_the_user_has_no_say(callbacks: list[Callback]) -> None:
+    model, loader = create("convnet"), BatchLoader(SyntheticCIFAR10(size=40), 20, device="cpu")
+    with torch.device("meta"):
+        history = Trainer(model, progress=False, device="cpu", callbacks=callbacks).fit(loader, loader, epochs=1)
+    assert 0 < history[0]["val_loss"] < 10
+
+
+def test_an_average_of_a_pruned_model_says_what_to_do() -> None:
+    model, loader = create("convnet"), BatchLoader(SyntheticCIFAR10(size=40), 20, device="cpu")
+    prune.l1_unstructured(model.get_submodule("conv1"), "weight", 0.5)
+    with pytest.raises(InputError, match=r"EMA cannot copy the model .*torch\.nn\.utils\.prune\.remove"):
+        Trainer(model, progress=False, callbacks=[EMA(0.9)]).fit(loader, epochs=1)
+    prune.remove(model.get_submodule("conv1"), "weight")
+    Trainer(model, progress=False, callbacks=[EMA(0.9)]).fit(loader, epochs=1)
+
+
+def test_the_classes_are_those_of_a_subset_of_torch_too() -> None:
+    data, model = SyntheticCIFAR10(size=60), create("convnet")
+    Trainer(model, progress=False).fit(DataLoader(Subset(data, range(40)), 20), epochs=1)
+    assert get_meta(model).classes == data.classes  # type: ignore[union-attr]

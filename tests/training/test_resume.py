@@ -34,9 +34,10 @@ from torch.utils.data import DataLoader, RandomSampler
 import cifarnets
 from cifarnets import Trainer, load
 from cifarnets.cli import main
-from cifarnets.datasets import BatchLoader, ImageDataset
+from cifarnets.datasets import BatchLoader, ImageDataset, SyntheticCIFAR10
 from cifarnets.errors import DivergedError, InputError, WeightsError
-from cifarnets.training import EMA, Callback, Checkpoint, EarlyStopping
+from cifarnets.models import create
+from cifarnets.training import EMA, Callback, Checkpoint, EarlyStopping, History
 from cifarnets.training.checkpoint import CHECKPOINT_FILE
 from cifarnets.weights.state import read_state, write_state
 
@@ -538,3 +539,29 @@ def test_a_signal_saves_first_and_says_how_to_go_on(number: signal.Signals, unto
     assert output == f"Stopped. Resume from the very batch with:\n  cifarnets train --resume {folder}\n"
     assert main(["train", "--resume", str(folder), "--quiet"]) == 0
     _assert_same_run(folder, untouched)
+
+
+@pytest.mark.parametrize(
+    ("data", "options", "message"),
+    [
+        ({"seed": 5}, {"seed": 0}, "data '[0-9a-f]{8}', not '[0-9a-f]{8}'"),
+        ({"mean": (0.1,) * 3, "std": (0.1,) * 3}, {"seed": 0}, "constants .*0.4915.*, not .*0.1, 0.1, 0.1"),
+        ({}, {"seed": 4}, "seed 0, not 4"),
+        ({}, {"seed": 0, "precision": "bf16"}, "precision 'fp32', not 'bf16'"),
+    ],
+    ids=["data", "constants", "seed", "precision"],
+)
+def test_other_data_another_seed_or_precision_is_another_fit(
+    data: dict[str, Any], options: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    def fit(data: dict[str, Any], options: dict[str, Any], epochs: int, **more: Any) -> History:
+        loader = BatchLoader(SyntheticCIFAR10(size=100, **data), 50, device="cpu")
+        trainer = Trainer(create("convnet"), progress=False, device="cpu", callbacks=[Checkpoint(tmp_path)], **options)
+        return trainer.fit(loader, epochs=epochs, **more)
+
+    fit({}, {"seed": 0}, 1)
+    before = (tmp_path / "checkpoint.safetensors").read_bytes()
+    with pytest.raises(InputError, match=f"the checkpoint is of a fit with {message}"):
+        fit(data, options, 2, resume=tmp_path)
+    assert (tmp_path / "checkpoint.safetensors").read_bytes() == before
+    assert len(fit({}, {"seed": 0}, 2, resume=tmp_path)) == 2

@@ -99,7 +99,7 @@ class Classifier(nn.Module):
         Raises:
             InputError: `num_classes` is not a whole number of at least 0.
         """
-        self.num_classes = checked_count("num_classes", num_classes, least=0)
+        num_classes = self.num_classes = checked_count("num_classes", num_classes, least=0)
         fresh, like = self.make_head(), next(self.parameters(), None)
         if like is not None:
             fresh.to(like.device, like.dtype)

@@ -140,7 +140,8 @@ class EMA(Callback):
             # Buffers (the statistics of BatchNorm) are averaged with the weights that they belong to.
             rule = None if self.decay is None else functools.partial(_ema, self.decay)
             try:
-                self.average = AveragedModel(trainer.model, multi_avg_fn=rule, use_buffers=True)
+                with torch.device("cpu"):  # whatever a user's default device is, torch's counter stays here
+                    self.average = AveragedModel(trainer.model, multi_avg_fn=rule, use_buffers=True)
             except RuntimeError as error:  # torch copies no tensor that was computed from parameters
                 raise InputError(
                     f"EMA cannot copy the model ({str(error).partition('. ')[0]}). If it was pruned or has a weight "
