@@ -321,19 +321,26 @@ def _release_of(form: _Form) -> Release | None:
 
 
 def _to_onnx(form: _Form, facts: Mapping[str, str]) -> bytes:
-    _import_onnx()
-    program: Any = torch.onnx.export(
-        form.program,
-        (form.inputs(form.noise(2)),),
-        dynamo=True,
-        external_data=False,
-        optimize=True,
-        verbose=False,
-        input_names=["images"],
-        output_names=[form.output],
-        dynamic_shapes=_any_batch(),
-    )
-    proto = program.model_proto
+    onnx = _import_onnx()
+    file: Any = io.BytesIO()
+    inputs: Any = (form.inputs(form.noise(2)),)
+    names: dict[str, Any] = {"input_names": ["images"], "output_names": [form.output]}
+    if torch.__version__ >= "2.9":  # compared as versions
+        program: Any = torch.onnx.export(
+            form.program,
+            inputs,
+            dynamo=True,
+            external_data=False,
+            optimize=True,
+            verbose=False,
+            dynamic_shapes=_any_batch(),
+            **names,
+        )
+        proto = program.model_proto
+    else:  # the newer exporter of these versions fails at BatchNorm
+        axes = {name: {0: "batch"} for name in ("images", form.output)}
+        torch.onnx.export(form.program, inputs, file, dynamo=False, opset_version=18, dynamic_axes=axes, **names)
+        proto = onnx.load_from_string(file.getvalue())
     # Every node carries the stack of the code that made it, with the paths of this machine.
     for part in (proto, proto.graph, *proto.graph.node, *proto.graph.value_info):
         del part.metadata_props[:]
@@ -499,11 +506,12 @@ def _quantize(content: bytes, form: _Form, pictures: Tensor, facts: Mapping[str,
     proto = onnx.load_from_string(content)
     add_pre_process_metadata(proto)  # torch's exporter has fused the layers and knows all shapes
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "int8.onnx"
+        source, path = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
+        source.write_bytes(proto.SerializeToString())
         # Weights of 7 bits: processors without VNNI add up products of 8 bits in 16, which overflows. A scale for each
         # channel makes up for the lost bit. docs/export.md has the comparison, on training images.
         quantize_static(
-            proto,
+            source,
             path,
             Reader(),
             quant_format=QuantFormat.QDQ,
