@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch.utils.data import ConcatDataset, DataLoader, Subset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 
 import cifarnets
 from cifarnets import Evaluation, Trainer, evaluate, models
@@ -491,7 +491,9 @@ def test_labels_that_cross_entropy_ignores_are_refused(labels: list[int]) -> Non
 
 def test_classes_are_seen_through_torchs_datasets() -> None:
     model, data = cifarnets.load("convnet"), SyntheticCIFAR10(size=100)
-    for hidden in (Subset(data, range(20)), ConcatDataset([data, Subset(data, range(20))])):
+    part = Subset(data, range(20))
+    wrapped: list[Dataset[Any]] = [part, ConcatDataset([data, part])]
+    for hidden in wrapped:
         with pytest.raises(InputError, match=r"the loader's classes \(disc, cross, .* are not those"):
             evaluate(model, DataLoader(hidden, 10))
     unit = SyntheticCIFAR10(size=100, view="unit")

@@ -1,5 +1,7 @@
 """Probabilities that say how often a model is right: temperature scaling."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -101,6 +103,6 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
             "not learnt from."
         )
     for _ in range(60):  # halves the interval of the logarithm: 60 times is more than a float64 can tell apart
-        middle = (low * high) ** 0.5
+        middle = math.sqrt(low * high)
         low, high = (middle, high) if slope(middle) < 0 else (low, middle)
-    return 1 / (low * high) ** 0.5
+    return 1 / math.sqrt(low * high)

@@ -676,6 +676,6 @@ def test_a_folder_that_no_system_can_have(path: str) -> None:
 
 
 def test_numpys_numbers_are_plain_in_a_recipe() -> None:
-    recipe = Recipe("convnet", epochs=np.int64(3), lr=np.float32(0.5))  # type: ignore[arg-type]
+    recipe = Recipe("convnet", epochs=np.int64(3), lr=np.float32(0.5))
     assert (recipe.epochs, recipe.lr) == (3, 0.5)
     assert recipe.to_dict()["epochs"] == 3

@@ -564,4 +564,4 @@ def test_an_average_of_a_pruned_model_says_what_to_do() -> None:
 def test_the_classes_are_those_of_a_subset_of_torch_too() -> None:
     data, model = SyntheticCIFAR10(size=60), create("convnet")
     Trainer(model, progress=False).fit(DataLoader(Subset(data, range(40)), 20), epochs=1)
-    assert get_meta(model).classes == data.classes  # type: ignore[union-attr]
+    assert get_meta(model).classes == data.classes
