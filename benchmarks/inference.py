@@ -46,7 +46,7 @@ def cost(program: str) -> tuple[float, float]:
     """Seconds that a fresh interpreter takes, and its peak resident memory in MiB."""
     started = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", f"{program}\n{PEAK}"], capture_output=True, text=True, check=True)
-    return time.perf_counter() - started, int(done.stdout) / 2**10
+    return time.perf_counter() - started, int(done.stdout.split()[-1]) / 2**10
 
 
 def print_surroundings(names: list[str], pictures: torch.Tensor, rounds: int) -> None:

@@ -281,6 +281,8 @@ def _is_test(loader: Any) -> bool:
 
 def name_outputs(classes: Sequence[str] | None, outputs: int) -> tuple[str, ...]:
     """Name every output; one beyond the known classes is called by its number."""
+    if isinstance(classes, tuple) and len(classes) == outputs:
+        return classes
     known = tuple(classes or ())[:outputs]
     return known + tuple(map(str, range(len(known), outputs)))
 

@@ -81,10 +81,10 @@ def predict(
     """
     preprocessing = Preprocessing.of(model, mean, std, classes)
     inputs, single = preprocessing.prepare(images)
-    if isinstance(topk, np.integer):
+    if type(topk) is not int:
+        if not isinstance(topk, np.integer):
+            raise InputError(f"topk must be a whole number, not {brief(topk)}.")
         topk = int(topk)
-    if not isinstance(topk, int) or isinstance(topk, bool):
-        raise InputError(f"topk must be a whole number, not {brief(topk)}.")
     if not inputs.shape[0]:
         return []
     target = resolve_device(device)
