@@ -31,6 +31,8 @@ SKIPPED = {
     "cifarnets.datasets.cifar10.CIFAR10Normalized",  # needs CIFAR-10
     "cifarnets.models.factory.create",  # one of its examples needs a network
     "cifarnets.models.storage.load",  # one of its examples needs a network
+    "cifarnets.sharing.hub.push",  # needs a network
+    "cifarnets.sharing.hub.pull",  # needs a network
     "cifarnets.recipes.run.reproduce",  # takes minutes
     "cifarnets.verification.verify",  # takes a minute with CIFAR-10
     "cifarnets.prediction.predict",  # classifies a picture of the user
