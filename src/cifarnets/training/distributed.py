@@ -88,6 +88,9 @@ class World:
         atexit.unregister(leave)  # it waits for what is under way, and after an error that may never end
         try:
             yield
+        except InputError:  # of a check between two operations, so nothing is under way
+            atexit.register(leave)
+            raise
         except RuntimeError as error:
             if isinstance(error, CifarNetsError):
                 raise

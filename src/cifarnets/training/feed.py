@@ -190,7 +190,8 @@ class EpochFeed:
         Raises:
             InputError: They do; every process raises it.
         """
-        first, *others = self.world.gather({"batches": self.batches, **self.settings()})
+        settings = {key: value for key, value in self.settings().items() if key != "data"}  # each may hold its own part
+        first, *others = self.world.gather({"batches": self.batches, **settings})
         for rank, theirs in enumerate(others, 1):
             if theirs != first:
                 raise InputError(
