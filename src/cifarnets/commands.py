@@ -47,7 +47,6 @@ from cifarnets.models.metadata import ModelMeta, get_meta
 from cifarnets.prediction import Prediction, Preprocessing, predict
 from cifarnets.recipes import Recipe, Run, list_recipes, load_recipe, run_recipe
 from cifarnets.recipes.recipe import read_recipe, recipe_name
-from cifarnets.sharing import evaluate_exported, import_model
 from cifarnets.training import ArticleLog, Callback, Trainer
 from cifarnets.training.checkpoint import CHECKPOINT_FILE
 from cifarnets.weights.index import Release, mean_and_std, releases
@@ -294,6 +293,8 @@ def _images_of(options: argparse.Namespace, meta: ModelMeta) -> ImageDataset:
 
 def export(options: argparse.Namespace) -> None:
     """Write a model for other programs, and show what it takes and gives; of int8 also what it costs."""
+    from cifarnets.sharing import evaluate_exported
+
     model = cifarnets.load(options.weights)
     written = cifarnets.export(
         model,
@@ -539,6 +540,8 @@ def pull(options: argparse.Namespace) -> None:
 
 def import_file(options: argparse.Namespace) -> None:
     """Make a weight file of another program's checkpoint, and print what matched."""
+    from cifarnets.sharing import import_model
+
     if options.out.exists() and options.file.exists() and options.out.samefile(options.file):
         raise UsageError(f"OUT is FILE itself ({options.out}): name another file to write.")
     model, report = import_model(
