@@ -57,6 +57,10 @@ class Server:
     def stop(self) -> str:
         """End it as a service manager does, and return what it printed last."""
         self.process.terminate()
+        return self.end()
+
+    def end(self) -> str:
+        """Wait for the end of it, and return what it printed last."""
         output, errors = self.process.communicate(timeout=30)
         assert "Traceback" not in errors
         if os.name == "posix":
@@ -193,7 +197,7 @@ def test_it_stops_when_the_requests_that_it_has_begun_are_answered(model_file: P
         answer = b"".join(iter(lambda: connection.recv(4096), b""))
     assert answer.startswith(b"HTTP/1.0 200")
     assert b'"predictions"' in answer
-    assert server.stop().strip() == "stopped"
+    assert server.end().strip() == "stopped"
 
 
 def test_a_model_without_preprocessing_is_refused_at_the_start(tmp_path: Path) -> None:
