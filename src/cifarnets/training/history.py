@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cifarnets._checked import checked
-from cifarnets._figures import new_figure, save_figure
+from cifarnets._figures import BLUE, VERMILLION, new_figure, save_figure, style_chart
 from cifarnets._files import write_atomic
 from cifarnets.errors import InputError
 
@@ -93,12 +93,14 @@ class History(list[dict[str, Any]]):
         """
         if not self:
             raise InputError("there is nothing to plot: the history has no epoch yet.")
-        figure = new_figure(9, 3.5)
+        figure = new_figure(6.4, 2.8)
         for axes, key in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
-            for name, label in ((key, "training"), (f"val_{key}", "validation")):
+            for name, label, color, line in (
+                (key, "training", BLUE, "-"),
+                (f"val_{key}", "validation", VERMILLION, "--"),
+            ):
                 if any(name in row for row in self):
-                    axes.plot(self.column("epoch"), self.column(name), label=label)
-            axes.set(xlabel="epoch", ylabel=key)
-            axes.grid(alpha=0.3)
-            axes.legend()
+                    axes.plot(self.column("epoch"), self.column(name), line, color=color, label=label)
+            axes.xaxis.get_major_locator().set_params(integer=True)
+            style_chart(axes, xlabel="epoch", ylabel=key)
         return save_figure(figure, path)
