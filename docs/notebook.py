@@ -1,4 +1,4 @@
-"""The article's page as a notebook: prose stays prose, each block of Python becomes a cell, and figures show themselves.
+"""The article's page as a notebook: prose stays prose, blocks of Python become cells, and figures show themselves.
 
 python docs/notebook.py
 
