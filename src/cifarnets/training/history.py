@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from cifarnets._checked import checked
 from cifarnets._figures import BLUE, VERMILLION, new_figure, save_figure, style_chart
-from cifarnets._files import write_atomic
-from cifarnets.errors import InputError
+from cifarnets._files import as_path, write_atomic
+from cifarnets._html import Line, history_table, html, join, line_chart
+from cifarnets._tables import dataframe
+from cifarnets.errors import InputError, brief
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.figure import Figure
 
 
@@ -75,6 +78,52 @@ class History(list[dict[str, Any]]):
             OutputError: The file cannot be written.
         """
         return write_atomic(path, "".join(json.dumps(row) + "\n" for row in self))
+
+    @classmethod
+    @checked
+    def from_csv(cls, path: str | os.PathLike[str]) -> "History":
+        """Read what `to_csv` wrote, such as the `history.csv` of a run.
+
+        Examples:
+            >>> from cifarnets.training import History
+            >>> path = History([{"epoch": 1, "loss": 1.5}]).to_csv("history.csv")
+            >>> History.from_csv(path)
+            [{'epoch': 1, 'loss': 1.5}]
+
+        Raises:
+            InputError: The file cannot be read, or is no history.
+        """
+        try:
+            with as_path(path).open(newline="", encoding="utf-8") as file:
+                rows = [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
+            return cls([{**row, "epoch": int(row["epoch"])} for row in rows])
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, csv.Error) as error:
+            raise InputError(f"cannot read a history from {str(path)!r}: {brief(str(error), quotes=False)}.") from error
+
+    def to_dataframe(self) -> "pd.DataFrame":
+        """Return a pandas table with a row for each epoch and a column for each figure (the extra `tables`).
+
+        Examples:
+            >>> from cifarnets.training import History
+            >>> table = History([{"epoch": 1, "loss": 1.5}, {"epoch": 2, "loss": 1.25}]).to_dataframe()
+            >>> table["loss"].min()
+            1.25
+
+        Raises:
+            MissingExtraError: pandas is not installed.
+        """
+        rows = [{key: value for key, value in row.items() if key != "epoch"} for row in self]
+        return dataframe(rows, index=self.column("epoch"), name="epoch")
+
+    def _repr_html_(self) -> str:
+        if not self:
+            return "<p>no epoch yet</p>"
+        charts = []
+        for title in ("loss", "accuracy"):
+            names = {title: "training", f"val_{title}": "validation"}
+            lines = [Line(name, self.column(key), color) for color, (key, name) in enumerate(names.items())]
+            charts.append(line_chart(title, self.column("epoch"), lines))
+        return str(html('<div style="display:flex;flex-wrap:wrap">{}</div>{}', join(charts), history_table(self[-5:])))
 
     @checked
     def plot(self, path: str | os.PathLike[str] | None = None) -> "Figure":
