@@ -68,6 +68,7 @@ def show_convolution(
     in every channel, and the sum runs over all of them.
 
     Examples:
+        >>> import torch
         >>> from cifarnets import viz
         >>> from cifarnets.datasets import SyntheticCIFAR10
         >>> figure = viz.show_convolution(SyntheticCIFAR10(size=100).images[0], "edge")
@@ -95,7 +96,7 @@ def show_convolution(
     products, total = patches * weight, float(output[row, column])
 
     depth = len(channels)
-    scale = max(width / 4.5, 1.0)  # numbers of large kernels need room
+    scale = max(width / 4, 1.0)  # numbers of large kernels need room
     figure = new_figure(5.6 * scale, (2.7 + 1.75 * depth) * scale)
     parts: Any = figure.subfigures(2, 1, height_ratios=[2.6, 1.75 * depth])
     above, below = parts
