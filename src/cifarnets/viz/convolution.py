@@ -108,9 +108,10 @@ def show_convolution(
 
     panels = below.subplots(depth, 3, squeeze=False)
     names = ("red", "green", "blue") if depth == 3 else ("",)
+    light = min(float(channels.min()), 0.0), max(float(channels.max()), 1.0)
     largest = max(float(weight.abs().max()), 1e-12), max(float(products.abs().max()), 1e-12)
     for channel, name in enumerate(names):
-        grids = (patches[channel], "gray", (0, 1)), (weight[channel], SIGNED, (-largest[0], largest[0]))
+        grids = (patches[channel], "gray", light), (weight[channel], SIGNED, (-largest[0], largest[0]))
         titles = [f"the patch{f' in {name}' if name else ''}", "the kernel", "the products"]
         for place, (values, cmap, limits) in enumerate(
             (*grids, (products[channel], SIGNED, (-largest[1], largest[1])))

@@ -19,6 +19,7 @@ from cifarnets._figures import (
     MUTED,
     SMALL,
     VERMILLION,
+    WRONG,
     new_figure,
     save_figure,
     style_chart,
@@ -206,7 +207,7 @@ def show_predictions(
         right = truth in (None, name)
         mark = "" if truth is None else "✓ " if right else "✗ "
         titles.append(f"{mark}{name} {probability:.2f}" + ("" if truth is None or right else f"\nis: {truth}"))
-        colors.append(INK if truth is None else BLUE if right else VERMILLION)
+        colors.append(INK if truth is None else BLUE if right else WRONG)
     most = max(map(len, guesses))
     if most == 1:
         return grid(pictures, titles, path, colors=colors)
