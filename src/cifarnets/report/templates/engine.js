@@ -361,7 +361,7 @@ function explain(layers, values, weights, number, index) {
       result.products = new Float64Array(input.length);
       for (let i = 0; i < input.length; i++) result.products[i] = weights[layer.weight + index * input.length + i] * input[i];
       result.total = result.products.reduce((sum, product) => sum + product, result.bias);
-      result.boxes.push({ layer: source, first: 0, count: shape[0], top: 0, left: 0, height: 1, width: 1 });
+      result.boxes.push({ layer: source, whole: true });
       break;
     case "scale":
       result.input = one(source, index);

@@ -28,6 +28,8 @@ function show(value, digits = 3) {
   const text = size >= 10000 || (size && size < 0.5 * 10 ** -digits) ? value.toExponential(1) : value.toFixed(size >= 100 ? 1 : digits);
   return text.replace(/-/g, "−");
 }
+/** The same in a cell of a table. */
+const short = (value) => value.toFixed(Math.abs(value) < 10 ? 2 : Math.abs(value) < 100 ? 1 : 0).replace(/^-(?=0\.?0*$)/, "").replace("-", "−");
 const percent = (share) => (share > 0.9995 && share < 1 ? "> 99.9 %" : `${(100 * share).toFixed(1)} %`);
 
 // ---- Colours: blue below 0, orange above, and 0 is the ground ----------------------------------------------------------
@@ -67,6 +69,15 @@ function largest(values) {
   return found || 1;
 }
 
+/** What the strongest colours stand for: all but the few largest numbers, which would make the others pale. */
+function contrast(values) {
+  const sample = [], stride = Math.max(1, Math.floor(values.length / 4096));
+  for (let i = 0; i < values.length; i += stride) sample.push(Math.abs(values[i]));
+  sample.sort((a, b) => a - b);
+  const most = largest(values), usual = sample[Math.floor(0.985 * (sample.length - 1))];
+  return usual > 0.05 * most ? usual : most;
+}
+
 /** A picture of numbers, one pixel each. */
 function paint(values, width, height, limit) {
   const image = new ImageData(width, height), pixels = new Uint32Array(image.data.buffer);
@@ -95,7 +106,7 @@ function startNet() {
     if (data.before) before = softmax(data.before);
     const { started } = net.current;
     answered(data.first);
-    if (started !== undefined) {
+    if (started) {
       timings.answers.push(performance.now() - started);
       byId("timing").textContent = `Answered in ${Math.max(1, Math.round(timings.answers.at(-1)))} ms.`;
     }
@@ -131,6 +142,11 @@ function ask(request) {
   net.post({ input: request.input, first: request.first, compare: edited.size > 0 });
 }
 
+/** A promise that is kept as soon as nothing is being computed. */
+async function settled() {
+  while (net.busy || net.waiting) await pause(2);
+}
+
 function setWeights(at, numbers) {
   weights.set(numbers, at);
   net.post({ set: { at, numbers: Float32Array.from(numbers) } });
@@ -142,7 +158,7 @@ const source = byId("source"), surface = source.getContext("2d", { willReadFrequ
 let planes = null;
 
 /** Show bytes of the net's size, and ask for the answer. */
-function present(bytes, words, started = performance.now()) {
+function present(bytes, words, started) {
   planes = bytes;
   byId("status").textContent = words;
   for (const button of byId("pictures").children) button.setAttribute("aria-pressed", String(button.title === words));
@@ -189,11 +205,11 @@ async function load(file, started = performance.now()) {
   presentCanvas(context, `${width} × ${height} pixels, shrunk to ${WIDTH} × ${HEIGHT}`, started);
 }
 
-function showDrawing(picture) {
+function showDrawing(picture, started = performance.now()) {
   stopWebcam();
   const bytes = decodeBytes(picture.bytes);
   fill(imageOf(bytes));
-  present(bytes, picture.name);
+  present(bytes, picture.name, started);
 }
 
 function addPictures() {
@@ -340,7 +356,7 @@ function answered(first) {
   for (const view of views) if (view.number >= first) view.dirty = true;
   drawVisible();
   drawSoftmax(shares);
-  if (panel.look) refreshPanel();
+  refreshPanel();
 }
 
 function track(share, ghost) {
@@ -353,11 +369,12 @@ function track(share, ghost) {
 
 const views = [], viewOf = [];
 const THIN = ["reshape"];
-const GAP = 5;
 
 function addLayers() {
+  // Nets of millions of numbers are drawn where one looks, others at once.
+  const small = layers.reduce((sum, layer) => sum + sizeOf(layer.shape), 0) < 2e6;
   const watcher = new IntersectionObserver((entries) => {
-    for (const entry of entries) viewOf[entry.target.dataset.layer].visible = entry.isIntersecting;
+    for (const entry of entries) viewOf[entry.target.dataset.layer].visible = small || entry.isIntersecting;
     drawVisible();
   }, { rootMargin: "300px" });
   layers.forEach((layer, number) => {
@@ -386,13 +403,14 @@ function addLayers() {
         make("figure", {}, small, make("figcaption", {}, `${WIDTH} × ${HEIGHT} pixels`)),
         make("figure", {}, maps, make("figcaption", {}, `${channels.join(", ")}: minus the mean of the training pictures, divided by their spread`))), legend);
     } else card.append(maps, legend);
-    const view = { number, layer, card, canvas, over, legend, dirty: true, visible: false, height: 1, width: 1 };
+    const view = { number, layer, card, canvas, over, legend, dirty: true, visible: small, height: 1, width: 1 };
     [view.height, view.width] = mapSize(layer.shape);
     views.push(view);
     viewOf[number] = view;
     addPointing(view);
     watcher.observe(card);
   });
+  views.forEach(fit);
   byId("layers").append(make("section", { class: "layer", id: "softmax", "aria-label": "softmax" },
     make("header", {}, make("h3", {}, "softmax"), make("p", {}, "Powers of e, divided by their sum: numbers become probabilities")),
     make("table", { class: "softmax" }, make("thead", {}, make("tr", {}, ...["class", "logit", "e to the logit", "probability", ""].map((word) => make("th", { scope: "col" }, word)))), make("tbody", { id: "softmax-rows" }))));
@@ -400,10 +418,11 @@ function addLayers() {
 
 /** How large the pixels of a layer are shown, and how many maps stand side by side. */
 function arrange(view) {
-  const count = view.layer.shape[0], room = byId("layers").clientWidth - (innerWidth < 720 ? 28 : 34), phone = room < 520;
-  let target = count <= 4 ? 128 : count <= 16 ? 96 : count <= 32 ? 72 : count <= 64 ? 60 : 36;
-  if (phone) target *= 0.7;
-  let gap = GAP;
+  const count = view.layer.shape[0], phone = innerWidth < 720, all = byId("layers").clientWidth - (phone ? 28 : 34);
+  const room = view.number === 0 && !phone ? all - 112 : all; // beside the picture
+  let target = count <= 8 ? 128 : count <= 16 ? 96 : count <= 32 ? 72 : count <= 64 ? 60 : 36;
+  if (all < 720) target *= 2 / 3;
+  let gap = 4;
   if (view.height * view.width === 1) {
     target = count <= 16 ? 34 : count <= 64 ? 22 : count <= 256 ? 14 : 9;
     gap = count <= 64 ? 3 : 1;
@@ -417,22 +436,28 @@ function arrange(view) {
   view.stepY = view.height * scale + gap;
 }
 
+/** Give the canvases of a layer their size, so that nothing moves when they are drawn. */
+function fit(view) {
+  arrange(view);
+  const { canvas, over, columns, stepX, stepY, gap, count } = view, density = Math.min(2, devicePixelRatio || 1);
+  view.full = [columns * stepX - gap, Math.ceil(count / columns) * stepY - gap];
+  view.density = density;
+  for (const part of [canvas, over]) {
+    part.width = Math.round(view.full[0] * density);
+    part.height = Math.round(view.full[1] * density);
+    part.style.cssText = `width:${view.full[0]}px;height:${view.full[1]}px`;
+  }
+}
+
 function drawVisible() {
   for (const view of views) if (view.visible && view.dirty && values[view.number]) draw(view);
 }
 
 /** Draw the maps of a layer; `shown` numbers of each map, where an animation is not through yet. */
 function draw(view, shown = Infinity) {
-  arrange(view);
   view.dirty = false;
-  const { canvas, over, number, count, columns, stepX, stepY, gap, scale, height, width } = view;
-  const numbers = values[number], limit = (view.limit = largest(numbers)), density = Math.min(2, devicePixelRatio || 1);
-  const full = [columns * stepX - gap, Math.ceil(count / columns) * stepY - gap];
-  for (const part of [canvas, over]) {
-    if (part.width !== Math.round(full[0] * density)) part.width = Math.round(full[0] * density);
-    if (part.height !== Math.round(full[1] * density)) part.height = Math.round(full[1] * density);
-    part.style.cssText = `width:${full[0]}px;height:${full[1]}px`;
-  }
+  const { canvas, number, count, full, density, scale, height, width } = view;
+  const numbers = values[number], limit = (view.limit = contrast(numbers));
   const context = canvas.getContext("2d");
   context.setTransform(density, 0, 0, density, 0, 0);
   context.clearRect(0, 0, ...full);
@@ -450,7 +475,8 @@ function draw(view, shown = Infinity) {
   }
   if (number === 0) byId("shrunk").getContext("2d").putImageData(imageOf(planes), 0, 0);
   const half = lookup, stops = [0, 64, 128, 191, 255].map((i) => `rgb(${half[4 * i]},${half[4 * i + 1]},${half[4 * i + 2]})`);
-  view.legend.replaceChildren(show(-limit, 2), make("i", { style: `background:linear-gradient(90deg,${stops.join(",")})` }), show(limit, 2));
+  const [below, above] = largest(numbers) > limit ? ["≤ ", "≥ "] : ["", ""];
+  view.legend.replaceChildren(below + show(-limit, 2), make("i", { style: `background:linear-gradient(90deg,${stops.join(",")})` }), above + show(limit, 2));
   mark(view);
 }
 
@@ -458,8 +484,7 @@ const corner = (view, channel) => [(channel % view.columns) * view.stepX, Math.f
 
 /** Frames around the chosen number and around what it was made of. */
 function mark(view) {
-  if (!view.scale) return;
-  const context = view.over.getContext("2d"), density = view.over.width / (view.columns * view.stepX - view.gap);
+  const context = view.over.getContext("2d"), { density } = view;
   context.setTransform(density, 0, 0, density, 0, 0);
   context.clearRect(0, 0, view.over.width, view.over.height);
   const found = panel.tab === "number" ? panel.look : null;
@@ -468,6 +493,10 @@ function mark(view) {
   if (found.layer === view.number) frames.push([found.channel, found.y, found.x, 1, 1]);
   for (const box of found.boxes) {
     if (resolve(box.layer) !== view.number) continue;
+    if (box.whole) {
+      for (let c = 0; c < (view.height * view.width > 1 ? view.count : 0); c++) frames.push([c, 0, 0, view.height, view.width]);
+      continue;
+    }
     for (let c = box.first; c < box.first + box.count; c++) frames.push([...across(box.layer, c, box.top, box.left), box.height, box.width]);
   }
   for (const [channel, top, left, height, width] of frames) {
@@ -545,7 +574,16 @@ function look(number, index, { pin = panel.pinned, quiet = false } = {}) {
   if (panel.tab !== "number") selectTab("number");
   else refreshPanel();
   byId("panel").classList.add("open");
+  if (pin && !playing) uncover(viewOf[number]);
   if (!quiet) byId("live").textContent = `${title(panel.look)}: ${show(panel.look.value)}`;
+}
+
+/** On narrow screens the panel lies over the page: move what was chosen out from under it. */
+function uncover(view) {
+  if (getComputedStyle(byId("panel")).position !== "fixed") return;
+  const [, y] = corner(view, panel.look.channel), top = view.canvas.getBoundingClientRect().top + y + panel.look.y * view.scale;
+  const free = innerHeight - byId("panel").offsetHeight;
+  if (top < 70 || top > free - 40) scrollBy({ top: top - free / 2, behavior: calm.matches ? "auto" : "smooth" });
 }
 
 const mapWord = (layer) => (layers[layer].shape.length === 1 ? "number" : layer === 0 ? "" : "map");
@@ -577,24 +615,25 @@ function selectTab(name) {
 function refreshPanel() {
   const view = byId("view");
   if (panel.look) panel.look = explain(layers, values, weights, panel.look.layer, panel.look.index);
-  // A field that is being typed in stays: it would lose its cursor.
+  const key = panel.tab === "kernel" ? JSON.stringify(panel.kernel) : "";
   if (panel.tab === "number") view.replaceChildren(...numberView());
-  else if (!(panel.tab === "kernel" && view.contains(document.activeElement) && document.activeElement.matches("input") && view.dataset.kernel === kernelKey())) view.replaceChildren(...(panel.tab === "kernel" ? kernelView() : compareView()));
-  else refreshEffect();
-  view.dataset.kernel = panel.tab === "kernel" ? kernelKey() : "";
+  else if (panel.tab === "compare") view.replaceChildren(...compareView());
+  else {
+    if (view.dataset.kernel !== key) view.replaceChildren(...kernelView());
+    refreshKernel(); // in place, so that nothing loses its focus
+  }
+  view.dataset.kernel = key;
   views.forEach(mark);
 }
 
-const kernelKey = () => JSON.stringify(panel.kernel);
-
 /** A table of numbers on coloured ground; null is padding. */
 function gridOf(numbers, columns, limit, label, best = -1) {
-  const cell = columns <= 3 ? 32 : columns <= 5 ? 19 : Math.max(8, Math.floor(96 / columns)), digits = columns <= 3;
+  const cell = columns <= 3 ? 31 : columns <= 5 ? 19 : Math.max(8, Math.floor(96 / columns)), digits = columns <= 3;
   const table = make("table", { class: "grid", "aria-label": label, style: `--cell:${cell}px;--size:${digits ? 11 : 0}px` });
   for (let at = 0; at < numbers.length; at += columns) {
     table.append(make("tr", {}, ...numbers.slice(at, at + columns).map((value, i) => (value === null
       ? make("td", { class: "outside", title: "padding: 0" })
-      : make("td", { style: tint(value, limit), title: show(value, 4), class: at + i === best ? "best" : undefined }, digits ? show(value, 2) : "")))));
+      : make("td", { style: tint(value, limit), title: show(value, 4), class: at + i === best ? "best" : undefined }, digits ? short(value) : "")))));
   }
   return table;
 }
@@ -662,6 +701,7 @@ function numberView() {
     default:
       parts.push(make("p", { class: "soft" }, layer.words));
   }
+  if (panel.pinned && !playing) parts.push(make("p", { class: "hint" }, "Kept. The arrow keys move it; a second click or Escape lets it go."));
   return parts;
 }
 
@@ -817,23 +857,20 @@ function kernelView() {
     onclick: () => changeKernel(choice, Array.from({ length: size }, (_, i) => f(centre(Math.floor(i / kw), kh), centre(i % kw, kw), size)), { all: true, bias: 0 }),
   }, name))));
   parts.push(make("p", { class: "hint" }, `A click sets the kernel for all ${inputs} input maps, and the bias to 0. Below you change one of them, number by number.`));
-  const limit = largest(weights.subarray(at, at + size));
   const fields = make("div", { class: `editor${kw > 3 ? " small" : ""}`, style: `grid-template-columns:repeat(${kw},auto)` });
   for (let i = 0; i < size; i++) {
-    const field = make("input", { type: "number", step: "0.1", "aria-label": `Row ${Math.floor(i / kw)}, column ${i % kw}`, style: tint(weights[at + i], limit), value: Number(weights[at + i].toFixed(4)) });
+    const field = make("input", { type: "number", step: "0.1", "aria-label": `Row ${Math.floor(i / kw)}, column ${i % kw}` });
     field.addEventListener("input", () => {
       const value = Number(field.value);
       if (field.value === "" || !Number.isFinite(value)) return;
       const numbers = Array.from(weights.subarray(at, at + size));
       numbers[i] = value;
       changeKernel(choice, numbers);
-      const highest = largest(weights.subarray(at, at + size));
-      [...fields.children].forEach((other, j) => (other.style.cssText = tint(weights[at + j], highest)));
     });
     fields.append(field);
   }
   parts.push(fields);
-  const bias = make("input", { type: "number", step: "0.1", value: Number(weights[layer.bias + choice.map].toFixed(4)) });
+  const bias = make("input", { type: "number", step: "0.1", id: "bias" });
   bias.addEventListener("input", () => {
     if (bias.value === "" || !Number.isFinite(Number(bias.value))) return;
     setWeights(layer.bias + choice.map, [Number(bias.value)]);
@@ -843,15 +880,23 @@ function kernelView() {
   parts.push(make("div", { class: "buttons" },
     make("button", { type: "button", id: "reset", disabled: !edited.size, onclick: () => [...edited].forEach(resetLayer) }, "Reset all kernels")));
   parts.push(make("div", { id: "effect", class: "term" }));
-  queueMicrotask(refreshEffect);
   return parts;
 }
 
-/** The map that the kernel makes, and what the answer has become. */
-function refreshEffect() {
+/** The numbers of the kernel, the map that it makes, and what the answer has become. */
+function refreshKernel() {
   const target = byId("effect"), choice = panel.kernel;
   if (!target || !values[choice.layer]) return;
   byId("reset").disabled = !edited.size;
+  const { at, size } = kernelPlace(choice), highest = largest(weights.subarray(at, at + size));
+  const put = (field, value) => {
+    if (field !== document.activeElement) field.value = Number(value.toFixed(4)); // nobody is typing there
+  };
+  byId("view").querySelectorAll(".editor input").forEach((field, i) => {
+    put(field, weights[at + i]);
+    field.style.cssText = tint(weights[at + i], highest);
+  });
+  put(byId("bias"), weights[layers[choice.layer].bias + choice.map]);
   const [height, width] = mapSize(layers[choice.layer].shape), area = height * width, scale = Math.max(1, Math.floor(112 / width));
   const one = (numbers) => numbers.subarray(choice.map * area, (choice.map + 1) * area);
   const input = values[layers[choice.layer].from[0]];
@@ -948,10 +993,14 @@ async function sweep(view, time, token) {
   draw(view);
 }
 
+function setPlay(sign, word) {
+  byId("play").replaceChildren(make("span", { "aria-hidden": "true" }, sign), ` ${word}`);
+}
+
 async function play() {
   if (playing) return stopPlaying();
   const token = (playing = {});
-  byId("play-word").textContent = "Stop";
+  setPlay("■", "Stop");
   const from = step === null || step === steps.length - 1 ? 0 : step;
   const time = steps.length > 40 ? 350 : steps.length > 16 ? 900 : 2200;
   for (let index = from; index < steps.length && playing === token; index++) {
@@ -969,7 +1018,7 @@ async function play() {
 
 function stopPlaying() {
   playing = null;
-  byId("play-word").textContent = "Play";
+  setPlay("▶", "Play");
   for (const view of views) view.dirty = true;
   drawVisible();
 }
@@ -990,9 +1039,10 @@ function addPlayer() {
 // ---- Begin ---------------------------------------------------------------------------------------------------------------
 
 function redraw() {
+  views.forEach(fit);
   for (const view of views) view.dirty = true;
   drawVisible();
-  if (logits) refreshPanel();
+  refreshPanel();
 }
 
 function begin() {
@@ -1031,7 +1081,7 @@ function begin() {
   });
   startNet();
   refreshPanel();
-  showDrawing(content.pictures[0]);
+  showDrawing(content.pictures[0], null); // the time of which is that of the page's start
 }
 
 begin();
