@@ -21,7 +21,7 @@ from cifarnets.prediction import Preprocessing
 from cifarnets.report import write_explorer
 from cifarnets.report.drawings import drawings
 
-CONSTANTS = {"mean": (0.49, 0.48, 0.45), "std": (0.25, 0.24, 0.26)}
+CONSTANTS: dict[str, Any] = {"mean": (0.49, 0.48, 0.45), "std": (0.25, 0.24, 0.26)}
 
 
 class Odd(nn.Module):
@@ -98,12 +98,12 @@ def open_explorer(page: Page, model: nn.Module, folder: Path) -> Page:
 
 
 @pytest.fixture(scope="module")
-def net() -> nn.Module:
+def net() -> Any:
     return cifarnets.load("convnet.cifar3")
 
 
 @pytest.fixture
-def explorer(page: Page, net: nn.Module, tmp_path: Path) -> Page:
+def explorer(page: Page, net: Any, tmp_path: Path) -> Page:
     return open_explorer(page, net, tmp_path)
 
 
@@ -168,7 +168,7 @@ def test_every_number_is_that_of_pytorch(page: Page, tmp_path: Path, name: str) 
     assert max(gaps) < 1e-4
 
 
-def test_the_maps_are_those_of_the_layers(explorer: Page, net: nn.Module) -> None:
+def test_the_maps_are_those_of_the_layers(explorer: Page, net: Any) -> None:
     inner = cifarnets.features(net, drawings()["airplane"], ["conv1", "act1", "conv2", "fc1"])
     for name, expected in inner.items():
         number = explorer.evaluate("(name) => layers.findIndex((layer) => layer.name === name)", name)
@@ -176,7 +176,7 @@ def test_the_maps_are_those_of_the_layers(explorer: Page, net: nn.Module) -> Non
         torch.testing.assert_close(found, expected.flatten(), atol=1e-4, rtol=1e-5)
 
 
-def test_pointing_at_a_pixel_shows_the_sum_that_made_it(explorer: Page, net: nn.Module) -> None:
+def test_pointing_at_a_pixel_shows_the_sum_that_made_it(explorer: Page, net: Any) -> None:
     maps = cifarnets.features(net, drawings()["airplane"], ["conv1", "pool1", "act2", "conv2", "fc1", "fc2"])
     for name, expected in maps.items():
         canvas = maps_of(explorer, name)
@@ -233,13 +233,13 @@ def test_what_is_kept_stays_until_it_is_let_go(explorer: Page) -> None:
     assert heading.inner_text() != kept
 
 
-def test_the_edge_detector_of_the_article_is_one_click(explorer: Page, net: nn.Module) -> None:
+def test_the_edge_detector_of_the_article_is_one_click(explorer: Page, net: Any) -> None:
     before = answers(explorer)
     explorer.locator("section[aria-label=conv1] button").click()
     explorer.get_by_role("button", name="Edge (−1 0 1)").click()
     explorer.locator("section[aria-label=conv1] .edited").wait_for()
     explorer.evaluate("settled()")
-    edited = cifarnets.load("convnet.cifar3")
+    edited: Any = cifarnets.load("convnet.cifar3")
     with torch.no_grad():
         edited.conv1.weight[0] = torch.tensor([-1.0, 0.0, 1.0])
         edited.conv1.bias[0] = 0
@@ -260,7 +260,7 @@ def test_the_edge_detector_of_the_article_is_one_click(explorer: Page, net: nn.M
     assert explorer.locator("section[aria-label=conv1] .edited").is_hidden()
 
 
-def test_a_kernel_is_changed_number_by_number(explorer: Page, net: nn.Module) -> None:
+def test_a_kernel_is_changed_number_by_number(explorer: Page, net: Any) -> None:
     explorer.locator("#tab-kernel").click()
     choose(explorer, "layer", "conv2")
     choose(explorer, "makes", "map 3")
@@ -268,7 +268,7 @@ def test_a_kernel_is_changed_number_by_number(explorer: Page, net: nn.Module) ->
     explorer.get_by_label("Row 1, column 2").fill("2.5")
     explorer.get_by_label("Bias").fill("-1")
     explorer.evaluate("settled()")
-    edited = cifarnets.load("convnet.cifar3")
+    edited: Any = cifarnets.load("convnet.cifar3")
     with torch.no_grad():
         edited.conv2.weight[3, 5, 1, 2] = 2.5
         edited.conv2.bias[3] = -1
@@ -276,7 +276,7 @@ def test_a_kernel_is_changed_number_by_number(explorer: Page, net: nn.Module) ->
     torch.testing.assert_close(logits_on(explorer), expected, atol=1e-4, rtol=1e-5)
 
 
-def test_two_kernels_are_compared(explorer: Page, net: nn.Module) -> None:
+def test_two_kernels_are_compared(explorer: Page, net: Any) -> None:
     explorer.locator("#tab-compare").click()
     choose(explorer, "first", "map 2")
     choose(explorer, "second", "map 9")
@@ -293,7 +293,7 @@ def test_two_kernels_are_compared(explorer: Page, net: nn.Module) -> None:
     ("height", "width", "mode"), [(60, 100, "RGB"), (32, 32, "RGB"), (20, 25, "RGB"), (480, 640, "RGB"), (33, 32, "L")]
 )
 def test_a_dropped_picture_is_shrunk_as_predict_shrinks_it(
-    explorer: Page, net: nn.Module, height: int, width: int, mode: str
+    explorer: Page, net: Any, height: int, width: int, mode: str
 ) -> None:
     shape = (height, width, 3) if mode == "RGB" else (height, width)
     pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
@@ -308,7 +308,7 @@ def test_a_dropped_picture_is_shrunk_as_predict_shrinks_it(
     assert answers(explorer)[name] == pytest.approx(f"{100 * probability:.1f} %")
 
 
-def test_a_photograph_is_taken_as_nearly(explorer: Page, net: nn.Module) -> None:
+def test_a_photograph_is_taken_as_nearly(explorer: Page, net: Any) -> None:
     """A JPEG of some size: decoders differ by a few levels."""
     y, x = np.mgrid[0:600, 0:800]
     pixels = np.stack([128 + 90 * np.sin(x / 60), 128 + 90 * np.cos(y / 50), (x + y) % 256 / 2 + 60], axis=2)
@@ -387,7 +387,7 @@ def test_the_animation_fills_the_maps(explorer: Page) -> None:
     assert explorer.evaluate(filled) == 255
 
 
-def test_whoever_wants_calm_gets_no_sweep(chromium: Browser, net: nn.Module, tmp_path: Path) -> None:
+def test_whoever_wants_calm_gets_no_sweep(chromium: Browser, net: Any, tmp_path: Path) -> None:
     with watched_page(chromium) as page:
         page.emulate_media(reduced_motion="reduce")
         open_explorer(page, net, tmp_path)
@@ -399,9 +399,7 @@ def test_whoever_wants_calm_gets_no_sweep(chromium: Browser, net: nn.Module, tmp
 
 
 @pytest.mark.parametrize(("size", "scheme"), [(DESKTOP, "light"), (PHONE, "dark")], ids=["desktop", "phone"])
-def test_it_can_be_seen_and_used_by_all(
-    chromium: Browser, net: nn.Module, tmp_path: Path, size: Any, scheme: Any
-) -> None:
+def test_it_can_be_seen_and_used_by_all(chromium: Browser, net: Any, tmp_path: Path, size: Any, scheme: Any) -> None:
     with watched_page(chromium) as page:
         page.set_viewport_size(size)
         page.emulate_media(color_scheme=scheme)
@@ -423,7 +421,7 @@ def test_it_can_be_seen_and_used_by_all(
         assert sideways_scroll(page) == 0
 
 
-def test_a_tap_on_a_phone_opens_the_closer_look(chromium: Browser, net: nn.Module, tmp_path: Path) -> None:
+def test_a_tap_on_a_phone_opens_the_closer_look(chromium: Browser, net: Any, tmp_path: Path) -> None:
     path = write_explorer(net, tmp_path / "page.html")
     context = chromium.new_context(viewport=PHONE, has_touch=True, is_mobile=True, offline=True)
     page = context.new_page()
@@ -444,7 +442,7 @@ def test_the_theme_can_be_chosen(explorer: Page) -> None:
     assert explorer.evaluate("document.documentElement.dataset.theme") == "light"
 
 
-def test_it_works_without_a_worker(chromium: Browser, net: nn.Module, tmp_path: Path) -> None:
+def test_it_works_without_a_worker(chromium: Browser, net: Any, tmp_path: Path) -> None:
     with watched_page(chromium) as page:
         page.add_init_script("delete window.Worker")
         open_explorer(page, net, tmp_path)

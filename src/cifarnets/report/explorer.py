@@ -34,8 +34,8 @@ def write_explorer(
 ) -> Path:
     """Write a page in which this model runs: one HTML file that opens anywhere, without a server or a network.
 
-    The page takes a picture (a file, a drawing, the webcam, or one that it brings along), shows the maps of every layer,
-    and takes each number of them apart: the patch, the kernel, and their sum. Kernels can be compared and changed by
+    The page takes a picture (a file, a drawing, the webcam, or one that it brings along) and shows the maps of every
+    layer. It takes each number apart: the patch, the kernel, and their sum. Kernels can be compared, and changed by
     hand. The weights are in the file, float32 in base64.
 
     Examples:

@@ -1,10 +1,11 @@
 """The layers of a net as plain data, for a page that computes them itself."""
 
 import copy
-from collections.abc import Callable, Iterable
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -14,8 +15,8 @@ from cifarnets.errors import InputError, brief
 from cifarnets.models.metadata import unwrap
 
 KNOWN = (
-    "convolution, linear, BatchNorm, tanh, ReLU, GELU, SiLU, sigmoid, max and average pooling, mean over each map, add, "
-    "subtract, multiply, flatten, pad with zeros, strided slices, concatenation"
+    "convolution, linear, BatchNorm, tanh, ReLU, GELU, SiLU, sigmoid, max and average pooling, mean of each map, add, "
+    "subtract, multiply, flatten, pad, slices, concatenation"
 )
 """What a page can compute, as a message says it."""
 
@@ -56,7 +57,8 @@ def graph_of(model: nn.Module, shape: tuple[int, int, int]) -> Graph:
     model = copy.deepcopy(unwrap(model)).cpu().float().eval()
     name = type(model).__name__
     try:
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what torch thinks of a layer was said when it was used
             program = torch.export.export(model, (torch.zeros(1, *shape),), strict=False)
     except Exception as error:  # the forward pass is anyone's code
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
@@ -112,13 +114,9 @@ class _Tracer:
         build = _OPS.get(kind)
         if build is None or not isinstance(value, Tensor) or value.ndim not in (2, 3, 4) or value.shape[0] != 1:
             raise self._unknown(name, str(node.target))
-        arguments = {
-            argument.name: argument.default_value
-            for argument in node.target._schema.arguments
-            if argument.has_default_value()
-        }
-        names = [argument.name for argument in node.target._schema.arguments]
-        arguments |= dict(zip(names, node.args, strict=False)) | node.kwargs
+        schema = node.target._schema.arguments
+        arguments = {argument.name: argument.default_value for argument in schema if argument.has_default_value()}
+        arguments |= dict(zip((argument.name for argument in schema), node.args, strict=False)) | node.kwargs
         try:
             layer = build(_Call(self, arguments, list(value.shape[1:])))
         except _Unknown as reason:
@@ -131,8 +129,8 @@ class _Tracer:
 
     def _unknown(self, name: str, kind: str) -> InputError:
         return InputError(
-            f"the explorer does not know the layer {name!r} of {self._model} ({kind}). It knows {KNOWN}; the batch must "
-            "stay the first dimension."
+            f"the explorer does not know the layer {name!r} of {self._model} ({kind}). It knows {KNOWN}; the first "
+            "dimension must stay the batch."
         )
 
     def _name(self, node: Any, kind: str) -> str:
@@ -159,7 +157,7 @@ class _Tracer:
 
     def store(self, weights: Tensor) -> int:
         place = self._size
-        self._weights.append(weights)
+        self._weights.append(weights.float())
         self._size += weights.numel()
         return place
 
@@ -173,7 +171,7 @@ class _Unknown(Exception):  # noqa: N818 (it never leaves this module)
 
 
 class _Call:
-    """One call of an op: its arguments by name, and what it gives."""
+    """One call of an op: its arguments by name, and the shape of what it gives, without the batch."""
 
     def __init__(self, tracer: _Tracer, arguments: dict[str, Any], shape: list[int]) -> None:
         self.tracer, self.arguments, self.shape = tracer, arguments, shape
@@ -181,205 +179,185 @@ class _Call:
     def __getitem__(self, name: str) -> Any:
         return self.arguments.get(name)
 
-    def input(self, name: str = "") -> int:
-        return self.tracer.number(self[name or next(iter(key for key in ("input", "self") if key in self.arguments))])
+    @property
+    def input(self) -> int:
+        """The number of the layer that it takes."""
+        return self.tracer.number(self["input"] if "input" in self.arguments else self["self"])
 
+    @property
     def source(self) -> list[int]:
-        return self.tracer.shape(self.input())
+        """The shape of that layer."""
+        return self.tracer.shape(self.input)
+
+    def tensor(self, name: str, missing: float | None = None) -> Tensor:
+        """Weights; where there are none, `missing` for each map or number that it gives."""
+        found = self.tracer.tensor(self[name])
+        if found is None:
+            self.need(missing is not None, f"it has no {name}")
+            found = torch.full(self.shape[:1], missing or 0.0)
+        return found
 
     def pair(self, name: str, default: Any = 0) -> list[int]:
         value = self[name]
         value = default if value is None or value == [] else value
-        value = [value, value] if isinstance(value, int) else list(value)
+        value = [value] if isinstance(value, int) else list(value)
         return value * 2 if len(value) == 1 else value
 
     def need(self, condition: Any, reason: str) -> None:
         if not condition:
             raise _Unknown(reason)
 
+    def layer(self, op: str, words: str, **facts: Any) -> dict[str, Any]:
+        return {"op": op, "words": words, "from": [self.input], **facts}
 
-Layer = "dict[str, Any] | int"
+    def store(self, weight: Tensor, bias: Tensor) -> dict[str, int]:
+        return {"weight": self.tracer.store(weight), "bias": self.tracer.store(bias)}
 
 
-def _conv(call: _Call) -> Any:
-    source = call.source()
-    weight, bias = call.tracer.tensor(call["weight"]), call.tracer.tensor(call["bias"])
-    assert weight is not None
+Build: TypeAlias = "Callable[[_Call], dict[str, Any] | int]"
+"""Makes a layer of a call, or names the layer that it does not change."""
+
+
+def _conv(call: _Call) -> dict[str, Any]:
+    # Without a bias there is one of 0, so that a kernel set by hand can have one.
+    weight, bias, source = call.tensor("weight"), call.tensor("bias", 0.0), call.source
     call.need(len(source) == 3 and weight.ndim == 4, "its images have no height and width")
     call.need(not call["transposed"], "it is transposed")
-    (height, width), stride, dilation = weight.shape[2:], call.pair("stride", 1), call.pair("dilation", 1)
-    padding = call["padding"]
+    kernel, stride, dilation = list(weight.shape[2:]), call.pair("stride", 1), call.pair("dilation", 1)
+    padding, groups = call["padding"], call["groups"] or 1
     if isinstance(padding, str):
-        spans = [d * (k - 1) for d, k in zip(dilation, (height, width), strict=True)]
+        spans = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
         call.need(padding == "valid" or not any(span % 2 for span in spans), "it pads one side more than the other")
         padding = [span // 2 if padding == "same" else 0 for span in spans]
     else:
         padding = call.pair("padding")
-    words = f"Convolution {height}×{width}, {_count(source[0])} → {_count(len(weight), 'map')}"
-    groups = call["groups"] or 1
-    extra = {"stride": stride if stride != [1, 1] else 0, "padding": padding if padding != [0, 0] else 0}
-    extra |= {"dilation": dilation if dilation != [1, 1] else 0, "groups": groups if groups > 1 else 0}
-    words += "".join(f", {key} {_short(value)}" for key, value in extra.items() if value)
-    return {
-        "op": "conv", "words": words, "from": [call.input()], "kernel": [height, width], "stride": stride,
-        "padding": padding, "dilation": dilation, "groups": groups, "weight": call.tracer.store(weight),
-        # Without a bias there is one of 0, so that a kernel set by hand can have one.
-        "bias": call.tracer.store(torch.zeros(len(weight)) if bias is None else bias), "biased": bias is not None,
-    }  # fmt: skip
+    words = f"Convolution {_sides(kernel)}, {source[0]:,} → {len(weight):,} maps"
+    usual = {"stride": (stride, [1, 1]), "padding": (padding, [0, 0]), "dilation": (dilation, [1, 1])}
+    words += "".join(f", {key} {_short(value)}" for key, (value, plain) in usual.items() if value != plain)
+    words += f", {groups} groups" if groups > 1 else ""
+    facts = {"kernel": kernel, "stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    return call.layer("conv", words, **facts, **call.store(weight, bias))
 
 
-def _linear(call: _Call) -> Any:
-    weight, bias = call.tracer.tensor(call["weight"]), call.tracer.tensor(call["bias"])
-    assert weight is not None
-    call.need(len(call.source()) == 1, "its input is no vector")
-    outputs, inputs = weight.shape
-    stored = call.tracer.store(weight), call.tracer.store(torch.zeros(outputs) if bias is None else bias)
-    words = f"Linear, {inputs:,} → {outputs:,} numbers"
-    return {"op": "linear", "words": words, "from": [call.input()], "weight": stored[0], "bias": stored[1], "biased": bias is not None}  # fmt: skip
+def _linear(call: _Call) -> dict[str, Any]:
+    call.need(len(call.source) == 1, "its input is no vector")
+    weight = call.tensor("weight")
+    words = f"Linear, {weight.shape[1]:,} → {len(weight):,} numbers"
+    return call.layer("linear", words, **call.store(weight, call.tensor("bias", 0.0)))
 
 
-def _norm(call: _Call) -> Any:
+def _norm(call: _Call) -> dict[str, Any]:
     """BatchNorm of trained statistics: each map times a factor, plus a shift."""
-    tensors = [call.tracer.tensor(call[name]) for name in ("weight", "bias", "running_mean", "running_var")]
-    weight, bias, mean, variance = (None if tensor is None else tensor.double() for tensor in tensors)
-    call.need(mean is not None and variance is not None, "it keeps no statistics")
-    assert mean is not None
-    assert variance is not None
-    factor = (variance + call["eps"]).rsqrt() * (1 if weight is None else weight)
-    shift = (0 if bias is None else bias) - mean * factor
-    stored = call.tracer.store(factor.float()), call.tracer.store(shift.float())
-    return {"op": "scale", "words": "BatchNorm: each map times a factor, plus a shift", "from": [call.input()], "weight": stored[0], "bias": stored[1]}  # fmt: skip
+    mean, variance = call.tensor("running_mean").double(), call.tensor("running_var").double()
+    factor = (variance + call["eps"]).rsqrt() * call.tensor("weight", 1.0)
+    shift = call.tensor("bias", 0.0) - mean * factor
+    return call.layer("scale", "BatchNorm: each map times a factor, plus a shift", **call.store(factor, shift))
 
 
-def _function(function: str, words: str) -> Callable[[_Call], Any]:
-    def build(call: _Call) -> Any:
-        exact = call["approximate"] in (None, "none")
-        return {"op": "function", "function": function if exact else f"{function}_tanh", "words": words, "from": [call.input()]}  # fmt: skip
+def _function(name: str, words: str) -> Build:
+    def build(call: _Call) -> dict[str, Any]:
+        approximate = call["approximate"] not in (None, "none")
+        return call.layer("function", words, function=f"{name}_tanh" if approximate else name)
 
     return build
 
 
-def _pool(op: str) -> Callable[[_Call], Any]:
-    def build(call: _Call) -> Any:
-        source = call.source()
+def _pool(op: str) -> Build:
+    word = "Max" if op == "maxpool" else "Average"
+
+    def build(call: _Call) -> dict[str, Any]:
         kernel, padding = call.pair("kernel_size"), call.pair("padding")
         stride = call.pair("stride", kernel)
-        call.need(len(source) == 3, "its images have no height and width")
+        call.need(len(call.source) == 3, "its images have no height and width")
         call.need(call.pair("dilation", 1) == [1, 1], "it is dilated")
-        call.need(call["divisor_override"] is None, "it divides by a number of its own")
-        word = "Max" if op == "maxpool" else "Average"
-        words = f"{word} pooling {kernel[0]}×{kernel[1]}" + (f", stride {_short(stride)}" if stride != kernel else "")
-        counted = call["count_include_pad"] is not False and not call["ceil_mode"]
-        call.need(op == "maxpool" or counted or padding == [0, 0], "it leaves padding out of its average")
-        call.need(op == "maxpool" or not call["ceil_mode"], "it rounds sizes up")
-        return {
-            "op": op,
-            "words": words,
-            "from": [call.input()],
-            "kernel": kernel,
-            "stride": stride,
-            "padding": padding,
-        }
+        if op == "avgpool":
+            call.need(call["divisor_override"] is None, "it divides by a number of its own")
+            call.need(call["count_include_pad"] is not False or padding == [0, 0], "it leaves padding out of its mean")
+            call.need(not call["ceil_mode"], "it rounds sizes up")
+        words = f"{word} pooling {_sides(kernel)}" + (f", stride {_short(stride)}" if stride != kernel else "")
+        return call.layer(op, words, kernel=kernel, stride=stride, padding=padding)
 
     return build
 
 
-def _adaptive(op: str) -> Callable[[_Call], Any]:
-    def build(call: _Call) -> Any:
-        source = call.source()
-        call.need(
-            len(source) == 3 and not any(a % b for a, b in zip(source[1:], call.shape[1:], strict=True)),
-            "its windows differ in size",
-        )
-        kernel = [a // b for a, b in zip(source[1:], call.shape[1:], strict=True)]
-        word = "Max" if op == "maxpool" else "Average"
-        return {"op": op, "words": f"{word} pooling {kernel[0]}×{kernel[1]}", "from": [call.input()], "kernel": kernel, "stride": kernel, "padding": [0, 0]}  # fmt: skip
+def _adaptive(op: str) -> Build:
+    word = "Max" if op == "maxpool" else "Average"
+
+    def build(call: _Call) -> dict[str, Any]:
+        sides = list(zip(call.source[1:], call.shape[1:], strict=True))
+        call.need(len(sides) == 2 and not any(a % b for a, b in sides), "its windows differ in size")
+        kernel = [a // b for a, b in sides]
+        return call.layer(op, f"{word} pooling {_sides(kernel)}", kernel=kernel, stride=kernel, padding=[0, 0])
 
     return build
 
 
-def _mean(call: _Call) -> Any:
-    source = call.source()
-    dims = sorted(d % (len(source) + 1) for d in call["dim"] or [])
-    call.need(len(source) == 3 and dims == [2, 3], "its mean is not that of each map")
-    return {"op": "mean", "words": "Mean of each map", "from": [call.input()]}
+def _mean(call: _Call) -> dict[str, Any]:
+    axes = len(call.source) + 1
+    call.need(axes == 4 and sorted(d % axes for d in call["dim"] or []) == [2, 3], "it is not the mean of each map")
+    return call.layer("mean", "Mean of each map")
 
 
-def _binary(op: str, words: str) -> Callable[[_Call], Any]:
-    def build(call: _Call) -> Any:
-        other = call["other"]
-        if isinstance(other, (int, float)):
-            alpha = call["alpha"] if call["alpha"] is not None else 1
-            factor, shift = {"add": (1, other * alpha), "sub": (1, -other * alpha), "mul": (other, 0), "div": (1 / other if other else 0, 0)}[op]  # fmt: skip
-            shown = f"{other:.4g}".replace("-", "−")
-            text = {"add": f"Plus {shown}", "sub": f"Minus {shown}", "mul": f"Times {shown}", "div": f"Divided by {shown}"}  # fmt: skip
-            return {"op": "affine", "words": text[op], "from": [call.input()], "factor": factor, "shift": shift}
-        call.need(op != "div" and call["alpha"] in (None, 1), "it divides by maps, or weights them")
-        return {"op": op, "words": words, "from": [call.input(), call.input("other")]}
+def _binary(op: str, words: str) -> Build:
+    def build(call: _Call) -> dict[str, Any]:
+        other, alpha = call["other"], 1 if call["alpha"] is None else call["alpha"]
+        if not isinstance(other, (int, float)):
+            call.need(op != "div" and alpha == 1, "it divides by maps, or weights them")
+            return {"op": op, "words": words, "from": [call.input, call.tracer.number(other)]}
+        shown = f"{other * alpha:.4g}".replace("-", "−")
+        if op == "mul":
+            return call.layer("affine", f"Times {shown}", factor=other, shift=0)
+        if op == "div":
+            return call.layer("affine", f"Divided by {shown}", factor=1 / other, shift=0)
+        if op == "add":
+            return call.layer("affine", f"Plus {shown}", factor=1, shift=other * alpha)
+        return call.layer("affine", f"Minus {shown}", factor=1, shift=-other * alpha)
 
     return build
 
 
-def _reshape(call: _Call) -> Any:
-    source = call.source()
-    if source == call.shape:
-        return call.input()
-    call.need(prod(source) == prod(call.shape), "it changes the number of values")
-    words = (
-        f"Flatten: {_short(source)} → {prod(source):,} numbers"
-        if len(call.shape) == 1
-        else "The same numbers, in another shape"
-    )
-    return {"op": "reshape", "words": words, "from": [call.input()]}
+def _reshape(call: _Call) -> dict[str, Any] | int:
+    if call.source == call.shape:
+        return call.input
+    call.need(prod(call.source) == prod(call.shape), "it changes the number of values")
+    flat = f"Flatten: {_sides(call.source)} → {prod(call.source):,} numbers"
+    return call.layer("reshape", flat if len(call.shape) == 1 else "The same numbers, in another shape")
 
 
-def _same(call: _Call) -> Any:
+def _same(call: _Call) -> int:
     call.need(not call["train"], "it is in training mode")
-    return call.input()
+    return call.input
 
 
-def _slice(call: _Call) -> Any:
-    source = call.source()
-    dim, step = (call["dim"] or 0) % (len(source) + 1), call["step"] or 1
-    if call.shape == source:
-        return call.input()
+def _slice(call: _Call) -> dict[str, Any] | int:
+    if call.shape == call.source:
+        return call.input
+    dim, step, start = (call["dim"] or 0) % (len(call.source) + 1), call["step"] or 1, call["start"] or 0
     call.need(dim > 0, "it takes a part of the batch")
-    size = source[dim - 1]
-    start = call["start"] or 0
+    size = call.source[dim - 1]
     start = max(0, min(start + size if start < 0 else start, size))
-    words = (
-        f"Every {['', '', 'second', 'third', 'fourth'][step] if step < 5 else f'{step}th'} {['map', 'row', 'column'][dim - 1]}"
-        if step > 1
-        else "A part of it"
-    )
-    return {"op": "slice", "words": words, "from": [call.input()], "dim": dim - 1, "start": start, "step": step}
+    words = "A part of it" if step == 1 else f"One of {step} {('maps', 'rows', 'columns')[dim - 1]}"
+    return call.layer("slice", words, dim=dim - 1, start=start, step=step)
 
 
-def _pad(call: _Call) -> Any:
-    source, pad = call.source(), list(call["pad"])
+def _pad(call: _Call) -> dict[str, Any]:
+    pad, axes, value = list(call["pad"]), len(call.source), float(call["value"] or 0)
     call.need(call["mode"] in (None, "constant"), f"it pads by {call['mode']}")
-    call.need(len(pad) <= 2 * len(source) and min(pad) >= 0, "it cuts off, or pads the batch")
-    before = [0] * len(source)
-    for index in range(len(pad) // 2):
-        before[len(source) - 1 - index] = pad[2 * index]
-    value = float(call["value"] or 0)
-    what = "maps" if call.shape[0] != source[0] else "borders"
-    return {
-        "op": "pad",
-        "words": f"Padded with {what} of {value:g}",
-        "from": [call.input()],
-        "before": before,
-        "value": value,
-    }
+    call.need(len(pad) <= 2 * axes and min(pad) >= 0, "it cuts off, or pads the batch")
+    before = [0] * axes
+    for index in range(len(pad) // 2):  # the last axis comes first
+        before[axes - 1 - index] = pad[2 * index]
+    what = "maps" if call.shape[0] != call.source[0] else "borders"
+    return call.layer("pad", f"Padded with {what} of {value:g}", before=before, value=value)
 
 
-def _cat(call: _Call) -> Any:
-    numbers = [call.tracer.number(part) for part in call["tensors"]]
+def _cat(call: _Call) -> dict[str, Any]:
     call.need((call["dim"] or 0) % (len(call.shape) + 1) == 1, "it does not join maps")
+    numbers = [call.tracer.number(part) for part in call["tensors"]]
     return {"op": "cat", "words": "Maps of several layers, one after the other", "from": numbers}
 
 
-_OPS: dict[str, Callable[[_Call], Any]] = {
+_OPS: dict[str, Build] = {
     "conv2d": _conv,
     "convolution": _conv,
     "linear": _linear,
@@ -418,11 +396,11 @@ def _needed(layers: list[dict[str, Any]], last: int) -> list[int]:
     return sorted(needed)
 
 
-def _count(number: int, word: str = "") -> str:
-    return f"{number:,}" + (f" {word}{'s' if number != 1 else ''}" if word else "")
+def _sides(values: list[int]) -> str:
+    """`3×3` for a kernel, `8×8×8` for a shape."""
+    return "×".join(map(str, values))
 
 
-def _short(values: Any) -> str:
-    """`2` for `[2, 2]`, `8×8×8` for a shape."""
-    values = list(values) if isinstance(values, Iterable) else [values]
-    return str(values[0]) if len(values) == 2 and values[0] == values[1] else "×".join(map(str, values))
+def _short(values: list[int]) -> str:
+    """`2` for `[2, 2]`, and `2×1` where the two differ."""
+    return str(values[0]) if values[0] == values[1] else _sides(values)
