@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import cifarnets
-from cifarnets import Evaluation, Trainer, datasets, distillation, models, recipes, sharing, training, viz
+from cifarnets import Evaluation, Trainer, datasets, distillation, models, recipes, report, sharing, training, viz
 from cifarnets.datasets import BatchLoader, ImageDataset, SyntheticCIFAR10
 from cifarnets.errors import CifarNetsError
 
@@ -196,6 +196,8 @@ TARGETS: dict[str, Target] = {
     ),
     "export": (lambda: sharing.export, lambda: {"model": net(), "path": "m.pt2"}),
     "evaluate_exported": (lambda: sharing.evaluate_exported, lambda: {"path": "m.pt2", "dataset": drawn()}),
+    # report
+    "write_explorer": (lambda: report.write_explorer, lambda: {"model": net(), "path": "p.html"}),
     # viz
     "viz.show": (lambda: viz.show, lambda: {"images": image()}),
     "viz.show_kernels": (lambda: viz.show_kernels, lambda: {"weight": torch.zeros(2, 3, 3, 3)}),
@@ -255,7 +257,7 @@ def test_a_bad_value_is_refused_with_an_error_of_ours(
 
 
 def test_every_public_function_is_swept() -> None:
-    packages = (cifarnets, models, datasets, training, recipes, distillation, sharing, viz)
+    packages = (cifarnets, models, datasets, training, recipes, distillation, report, sharing, viz)
     public = {name for package in packages for name in package.__all__ if callable(getattr(package, name))}
     swept = {name.removeprefix("viz.").partition(".")[0] for name in TARGETS}
     # Records that the library makes and hands out, bases, and classes that differ from one of the above by a number.
