@@ -15,7 +15,7 @@ from docs import pictures
 from tests.sharing.loopback import published
 
 import cifarnets
-from cifarnets import cli, viz
+from cifarnets import cli, report, viz
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -31,6 +31,7 @@ PUBLIC = (
     cifarnets.training,
     cifarnets.recipes,
     cifarnets.distillation,
+    report,
     cifarnets.sharing,
     cifarnets.errors,
     viz,

@@ -22,6 +22,9 @@ INK, MUTED, PALE = "#1a1a1a", "#595959", "#d9d9d9"
 BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, BLACK = (
     "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000",
 )  # fmt: skip
+WRONG = "#B34700"
+"""Vermillion dark enough for small text, for what is wrong; what is right is blue."""
+
 COLORS = (BLUE, ORANGE, GREEN, VERMILLION, SKY, PURPLE, BLACK)
 """Colours of classes and lines, in this order."""
 

@@ -36,6 +36,7 @@ examples:
   cifarnets predict runs/convnet plane.png ship.jpg --topk 3
   cifarnets push runs/convnet me/convnet               on the Hugging Face Hub, with a card
   cifarnets export runs/convnet convnet.onnx --preprocess
+  cifarnets explore runs/convnet                       a page in which this net runs, to look into
 
 CIFAR-10 is looked for in --data-root; without it in $CIFARNETS_DATA; without both in the user's cache folder.
 Exit status: 0 success, 1 failure, 2 bad usage, 130 stopped by Ctrl-C, 143 stopped by SIGTERM.
@@ -325,6 +326,21 @@ training images of CIFAR-10, or with drawn pictures where there is none, and sho
 """)
 
 
+def _explore(options: _Options) -> None:
+    options.add_model()
+    options.add("-o", "--out", type=Path, metavar="FILE", help="the page to write (default: NAME.html here)")
+    options.add("--classes", type=_list_of(str), metavar="A,B,…", help="for a model that does not know their names")
+    options.add("--mean", type=_list_of(float), metavar="X,X,X", help="for a model that does not know its constants")
+    options.add("--std", type=_list_of(float), metavar="X,X,X", help="the same")
+    options.add_json()
+    options.examples("""\
+  cifarnets explore convnet.cifar3                      writes convnet.cifar3.html
+  cifarnets explore runs/mine -o lesson.html            your own net
+
+The page is one file with the weights in it. It needs no network and no server: open it in any browser, or send it.
+""")
+
+
 WHAT = ("config", "classes", "images", "val_images", "val", "synthetic", "augment", "distill")
 FAST = ("precision", "compile", "channels_last", "deterministic")
 """The fields of a recipe under two headings of `cifarnets train --help`; all others stand between them."""
@@ -492,4 +508,5 @@ COMMANDS: dict[str, tuple[str, Callable[[_Options], None]]] = {
     "pull": ("fetch a model with its card from the Hugging Face Hub", _pull),
     "import": ("make a weight file of another program's checkpoint", _import),
     "export": ("write a model as ONNX or torch.export, for programs without this library", _export),
+    "explore": ("write a page in which a model runs, to look into it in a browser", _explore),
 }

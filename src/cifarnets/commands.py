@@ -326,6 +326,30 @@ def export(options: argparse.Namespace) -> None:
         _print(f"Accuracy on the test images: {shown or 'not measured, for CIFAR-10 is not here.'}")
 
 
+def explore(options: argparse.Namespace) -> None:
+    """Write a page in which a model runs."""
+    from cifarnets.report import write_explorer
+
+    model = cifarnets.load(options.weights)
+    # `runs/mine`, `mine.safetensors` and `hf://me/mine@v2` are all called mine; `.` is the folder's own name.
+    address = str(options.weights).removeprefix("hf://").partition("@")[0] if "://" in options.weights else None
+    name = Path(address).name if address else Path(options.weights).expanduser().resolve().name
+    name = name.removesuffix(".safetensors") or "model"
+    path = write_explorer(
+        model,
+        options.out or Path(f"{name}.html"),
+        title=name,
+        classes=options.classes,
+        mean=options.mean,
+        std=options.std,
+    )
+    size = path.stat().st_size
+    if options.json:
+        _print_json({"path": str(path), "size": size})
+        return
+    _print(f"{path} ({size:,} bytes): open it in a browser. It needs no network.")
+
+
 def predict_files(options: argparse.Namespace) -> int:
     """Classify picture files, say which could not be used, and end with 1 if there were any."""
     if sum((options.csv, options.jsonl, options.json)) > 1:
@@ -606,4 +630,5 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {
     "pull": pull,
     "import": import_file,
     "export": export,
+    "explore": explore,
 }

@@ -68,6 +68,7 @@ def show_convolution(
     in every channel, and the sum runs over all of them.
 
     Examples:
+        >>> import torch
         >>> from cifarnets import viz
         >>> from cifarnets.datasets import SyntheticCIFAR10
         >>> figure = viz.show_convolution(SyntheticCIFAR10(size=100).images[0], "edge")
@@ -95,7 +96,7 @@ def show_convolution(
     products, total = patches * weight, float(output[row, column])
 
     depth = len(channels)
-    scale = max(width / 4.5, 1.0)  # numbers of large kernels need room
+    scale = max(width / 4, 1.0)  # numbers of large kernels need room
     figure = new_figure(5.6 * scale, (2.7 + 1.75 * depth) * scale)
     parts: Any = figure.subfigures(2, 1, height_ratios=[2.6, 1.75 * depth])
     above, below = parts
@@ -107,9 +108,10 @@ def show_convolution(
 
     panels = below.subplots(depth, 3, squeeze=False)
     names = ("red", "green", "blue") if depth == 3 else ("",)
+    light = min(float(channels.min()), 0.0), max(float(channels.max()), 1.0)
     largest = max(float(weight.abs().max()), 1e-12), max(float(products.abs().max()), 1e-12)
     for channel, name in enumerate(names):
-        grids = (patches[channel], "gray", (0, 1)), (weight[channel], SIGNED, (-largest[0], largest[0]))
+        grids = (patches[channel], "gray", light), (weight[channel], SIGNED, (-largest[0], largest[0]))
         titles = [f"the patch{f' in {name}' if name else ''}", "the kernel", "the products"]
         for place, (values, cmap, limits) in enumerate(
             (*grids, (products[channel], SIGNED, (-largest[1], largest[1])))

@@ -19,6 +19,7 @@ from cifarnets._figures import (
     MUTED,
     SMALL,
     VERMILLION,
+    WRONG,
     new_figure,
     save_figure,
     style_chart,
@@ -44,6 +45,9 @@ MOST_KERNELS = 512
 
 LONGEST_LINE = 24
 """Characters of a title in a line: more would run into the next picture's."""
+
+SIDE, SMALL_SIDE, GAP = 1.5, 0.66, 0.12
+"""Inches of a picture, of one in a table of kernels, and between them."""
 
 
 @checked
@@ -153,7 +157,7 @@ def show_kernels(weight: Tensor, *, path: str | os.PathLike[str] | None = None) 
     largest = weight.abs().max().clamp_min(torch.finfo(weight.dtype).tiny)
     unit = (weight / largest + 1) / 2
     titles = [f"{output}, {channel}" for output in range(outputs) for channel in range(inputs)]
-    return grid(list(unit.flatten(0, 1)), titles, path, columns=inputs if inputs > 1 else None)
+    return grid(list(unit.flatten(0, 1)), titles, path, columns=inputs if inputs > 1 else None, side=SMALL_SIDE)
 
 
 @checked
@@ -202,22 +206,16 @@ def show_predictions(
         name, probability = guess[0]
         right = truth in (None, name)
         mark = "" if truth is None else "✓ " if right else "✗ "
-        # Two lines for all, so that pictures stand in line.
         titles.append(f"{mark}{name} {probability:.2f}" + ("" if truth is None or right else f"\nis: {truth}"))
-        colors.append(INK if truth is None else BLUE if right else VERMILLION)
+        colors.append(INK if truth is None else BLUE if right else WRONG)
     most = max(map(len, guesses))
     if most == 1:
         return grid(pictures, titles, path, colors=colors)
-    columns = min(4, len(pictures))
-    rows = math.ceil(len(pictures) / columns)
-    figure = new_figure(1.7 * columns, (1.8 + 0.27 * most) * rows)
-    panels = figure.subplots(2 * rows, columns, squeeze=False, height_ratios=[1.8, 0.27 * most] * rows)
-    for axes in panels.flat:
-        axes.axis("off")
+    lines = max(title.count("\n") for title in titles) + 1
+    figure, panels = _cells(len(pictures), 4, lines, bars=0.08 + 0.27 * most)
     for index, (picture, guess) in enumerate(zip(pictures, guesses, strict=True)):
-        row, column = divmod(index, columns)
-        draw_picture(panels[2 * row, column], picture, titles[index], color=colors[index])
-        _bars(panels[2 * row + 1, column], guess, truths[index], most)
+        draw_picture(panels[index], picture, titles[index], color=colors[index])
+        _bars(panels[len(pictures) + index], guess, truths[index], most)
     return save_figure(figure, path)
 
 
@@ -367,6 +365,7 @@ def grid(
     *,
     stretch: bool = False,
     columns: int | None = None,
+    side: float = SIDE,
     colors: Sequence[str] = (),
 ) -> "Figure":
     """Pictures `[H, W, 3]` or `[H, W]` side by side, in as many rows as they need.
@@ -382,17 +381,37 @@ def grid(
     if not pictures:
         raise InputError("there is no image to show.")
     titles = ["\n".join(textwrap.fill(line, LONGEST_LINE) for line in title.split("\n")) for title in titles]
-    columns = columns or _columns(len(pictures))
-    rows = math.ceil(len(pictures) / columns)
-    lines = max((title.count("\n") for title in titles[: len(pictures)]), default=0)
-    figure = new_figure(1.6 * columns, (1.7 + 0.13 * lines) * rows)
-    for index, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
-        axes.axis("off")
-        if index < len(pictures):
-            title = titles[index] if index < len(titles) else ""
-            color = colors[index] if index < len(colors) else INK
-            draw_picture(axes, pictures[index], title, color=color, stretch=stretch)
+    lines = max((1 + title.count("\n") for title in titles[: len(pictures)] if title), default=0)
+    figure, panels = _cells(len(pictures), columns or _columns(len(pictures)), lines, side)
+    for index, (axes, picture) in enumerate(zip(panels, pictures, strict=True)):
+        title = titles[index] if index < len(titles) else ""
+        color = colors[index] if index < len(colors) else INK
+        draw_picture(axes, picture, title, color=color, stretch=stretch)
     return save_figure(figure, path)
+
+
+def _cells(
+    count: int, columns: int, lines: int, side: float = SIDE, bars: float = 0.0
+) -> tuple["Figure", list["Axes"]]:
+    """A figure with a place for each picture: `side` inches, below titles of some lines and above `bars` inches.
+
+    The places are computed, since matplotlib takes seconds to find those of many pictures. With bars, their axes follow
+    those of the pictures.
+    """
+    columns = min(columns, count)
+    rows = math.ceil(count / columns)
+    above = 0.06 + 0.14 * lines
+    width, height = columns * (side + GAP) + GAP, rows * (above + side + bars + GAP) + GAP
+    figure = new_figure(width, height)
+    figure.set_layout_engine("none")
+    corners = [(GAP + place % columns * (side + GAP), place // columns * (above + side + bars + GAP) + GAP / 2)
+               for place in range(count)]  # fmt: skip
+
+    def add(left: float, top: float, tall: float) -> "Axes":
+        return figure.add_axes((left / width, 1 - (top + tall) / height, side / width, tall / height))
+
+    panels = [add(left, top + above, side) for left, top in corners]
+    return figure, panels + [add(left, top + above + side, bars) for left, top in corners if bars]
 
 
 def _columns(count: int) -> int:
@@ -442,3 +461,4 @@ def _bars(axes: "Axes", guess: Sequence[tuple[str, float]], truth: str | None, m
         axes.barh(place + 0.28, share, color=color, height=0.25)
         axes.text(0, place - 0.15, f"{name} {share:.2f}", fontsize=SMALL, color=INK, va="center")
     axes.set(xlim=(0, 1), ylim=(most - 0.5, -0.5))
+    axes.axis("off")

@@ -17,6 +17,7 @@ from cifarnets._figures import (
     PALE,
     SMALL,
     VERMILLION,
+    WRONG,
     new_figure,
     save_figure,
     style_chart,
@@ -136,7 +137,7 @@ def plot_per_class(evaluation: Evaluation, *, path: str | os.PathLike[str] | Non
     for place, (_, accuracy) in enumerate(rows):
         axes.text(101, place, f"{100 * accuracy:.1f}", va="center", fontsize=SMALL, color=INK)
     style_chart(axes, title=f"all images: {100 * evaluation.accuracy:.1f} %", xlabel="accuracy, %", grid="x")
-    axes.title.set_color(VERMILLION)
+    axes.title.set_color(WRONG)
     axes.set(xlim=(0, 100), ylim=(-0.6, len(rows) - 0.4))
     axes.tick_params(axis="y", length=0)
     return save_figure(figure, path)
@@ -224,7 +225,7 @@ def show_mistakes(
         raise InputError(f"there is no mistake to show: all {evaluation.n} images are right.")
     pictures = [dataset.images[mistake.image].cpu().permute(1, 2, 0).squeeze(-1) for mistake in mistakes]
     titles = [f"✗ {names[guess]} {sure:.2f}\nis: {names[label]}" for _, label, guess, sure in mistakes]
-    return grid(pictures, titles, path, colors=[VERMILLION] * len(mistakes))
+    return grid(pictures, titles, path, colors=[WRONG] * len(mistakes))
 
 
 @checked
