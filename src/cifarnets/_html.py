@@ -81,9 +81,9 @@ def color_of(number: int) -> str:
 
 
 def confusion_table(confusion: Sequence[Sequence[int]], classes: Sequence[str]) -> Markup:
-    """How often each class was taken for each other, tinted: blue where the model is right, orange where it is wrong.
+    """How often each class was taken for each other: a row for each true class, a column for each answer.
 
-    A tint is the share of the images of the class. The deepest orange is the largest mistake, since mistakes are few.
+    Cells are tinted, blue where the model is right, and orange where it is wrong. A tint is the share of the images of the class. The deepest orange is the largest mistake, since mistakes are few.
     """
     sums = [max(1, sum(row)) for row in confusion]
     shares = [[count / total for count in row] for row, total in zip(confusion, sums, strict=True)]
@@ -99,7 +99,7 @@ def confusion_table(confusion: Sequence[Sequence[int]], classes: Sequence[str]) 
         cells.append(html("<td>{:.1%}</td>", shares[i][i]) if sum(confusion[i]) else Markup("<td>–</td>"))
         rows.append(html("<tr>{}</tr>", join(cells)))
     return html(
-        '<table class="confusion"><caption>A row for each true class, a column for each answer of the model</caption>'
+        '<table class="confusion">'
         '<thead><tr><th scope="col">class</th>{}<th scope="col"><span>right</span></th></tr></thead>'
         "<tbody>{}</tbody></table>",
         head,

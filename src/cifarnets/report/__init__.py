@@ -1,1 +1,5 @@
 """Pages that one can look at: a run as a report, and a model that runs in the browser."""
+
+from cifarnets.report.run_report import write_report
+
+__all__ = ["write_report"]
