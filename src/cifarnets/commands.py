@@ -533,7 +533,7 @@ def _report_on(run: Run, options: argparse.Namespace) -> Path | None:
     try:
         from cifarnets.report import write_report
 
-        return write_report(run.folder, run.folder / REPORT_FILE, root=options.data_root).resolve()
+        return write_report(run.folder, run.folder / REPORT_FILE, root=options.data_root)
     except Exception as error:  # whatever it is, the training was worth more
         reason = " ".join(str(error).split()) or type(error).__name__
         print(f"cifarnets: no report was written: {printable(reason)}", file=sys.stderr)

@@ -1,6 +1,7 @@
 """A run, or several side by side, as one page that opens in any browser without a network."""
 
 import base64
+import functools
 import io
 import json
 import os
@@ -11,7 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -34,12 +35,15 @@ from cifarnets.recipes.run import read_run
 from cifarnets.training import History
 from cifarnets.version import __version__
 
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
 MOST_RUNS = len(COLORS)
 MISTAKES, KERNELS, LAYERS, MAPS = 12, 32, 3, 16
 """Pictures of one run: mistakes, kernels, and the maps of so many layers."""
 ROWS = 200
 """Epochs of the table of a history."""
-SECONDS = 0.2
+SECONDS = 0.05
 """How long one speed is measured."""
 LARGEST_FILE = 10_000_000
 """Bytes of an evaluation.json."""
@@ -196,34 +200,44 @@ def write_report(
     return write_atomic(path, _render(read))
 
 
-def _render(runs: Sequence[RunReport]) -> str:
+@functools.cache
+def _templates() -> "Environment":
+    """The templates, which are compiled at their first use."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    pages = Environment(
+    found = Environment(
         loader=PackageLoader("cifarnets.report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    pages.filters.update(percent=_percent, duration=_duration, plain=_plain)
-    return pages.get_template("report.html").render(
-        runs=runs,
-        several=len(runs) > 1,
-        title="Run report" if len(runs) == 1 else f"{len(runs)} runs, side by side",
-        differences=_differences([run.recipe for run in runs]),
-        usual=Recipe("").to_dict(),
-        charts=_charts(runs),
-        classes=list(dict.fromkeys(name for run in runs if run.result for name in run.result.per_class)),
-        figures=_figures(runs),
-        bar=bar,
-        confusion_table=confusion_table,
-        reliability_chart=reliability_chart,
-        machine=describe_machine(),
-        version=__version__,
-        rows=ROWS,
-        colors=COLORS,
-        sections={name: text for name, text in SECTIONS.items() if name != "differences" or len(runs) > 1},
+    found.filters.update(percent=_percent, duration=_duration, plain=_plain)
+    return found
+
+
+def _render(runs: Sequence[RunReport]) -> str:
+    return (
+        _templates()
+        .get_template("report.html")
+        .render(
+            runs=runs,
+            several=len(runs) > 1,
+            title="Run report" if len(runs) == 1 else f"{len(runs)} runs, side by side",
+            differences=_differences([run.recipe for run in runs]),
+            usual=Recipe("").to_dict(),
+            charts=_charts(runs),
+            classes=list(dict.fromkeys(name for run in runs if run.result for name in run.result.per_class)),
+            figures=_figures(runs),
+            bar=bar,
+            confusion_table=confusion_table,
+            reliability_chart=reliability_chart,
+            machine=describe_machine(),
+            version=__version__,
+            rows=ROWS,
+            colors=COLORS,
+            sections={name: text for name, text in SECTIONS.items() if name != "differences" or len(runs) > 1},
+        )
     )
 
 
@@ -455,7 +469,7 @@ def _stretched(values: Tensor) -> Tensor:
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
+    return f"{100 * share:.1f}\N{NO-BREAK SPACE}%"
 
 
 def _duration(seconds: float) -> str:
