@@ -18,11 +18,12 @@ for (const figure of document.querySelectorAll("[data-plot]")) {
   const strokes = [...svg.querySelectorAll("polyline")].map((line) => line.getAttribute("stroke"));
   const dots = plot.lines.map((_, i) => draw("circle", { r: 4, fill: strokes[i] }));
 
-  const label = document.createElement("label");
+  const reader = Object.assign(document.createElement("div"), { className: "reader" });
   const slider = Object.assign(document.createElement("input"), { type: "range", min: 0, max: plot.x.length - 1 });
   const output = document.createElement("output");
-  label.append(output, slider);
-  svg.after(label);
+  slider.setAttribute("aria-label", `Epoch of the chart: ${figure.querySelector("figcaption").textContent}`);
+  reader.append(output, slider);
+  svg.after(reader);
 
   const show = (index) => {
     const x = plot.x[index];
