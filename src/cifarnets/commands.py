@@ -272,7 +272,7 @@ def evaluate(options: argparse.Namespace) -> None:
     loader = BatchLoader(dataset, 1000, device=options.device)
     result = cifarnets.evaluate(model, loader, device=options.device, tta=options.tta)
     if options.json:
-        _print_json(result.to_dict())
+        _print_json({**result.to_dict(), "confidence_interval": result.confidence_interval()})
     else:
         _print(str(result))
 
