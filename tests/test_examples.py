@@ -46,6 +46,46 @@ def test_new_callback_prints_every_epoch_and_stops_the_fit(tmp_path: Path) -> No
     assert "stopped after 1 of at most 5 epochs" in output
 
 
+STAND_INS = {
+    "mlflow": """
+def set_experiment(name): print("experiment", name)
+def start_run(): print("start")
+def log_params(settings): print("lr", settings["lr"])
+def log_metrics(figures, step): print("step", step, *figures)
+def end_run(status): print("end", status)
+""",
+    "wandb": """
+class Run:
+    def log(self, figures, step): print("step", step, *figures)
+    def finish(self, exit_code): print("end", exit_code)
+def init(project, config):
+    print("experiment", project), print("start"), print("lr", config["lr"])
+    return Run()
+""",
+}
+"""What the example uses of each tracker; neither is installed here."""
+
+
+@pytest.mark.parametrize(("tracker", "end"), [("mlflow", "FINISHED"), ("wandb", "0")])
+def test_a_tracker_gets_the_settings_and_every_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tracker: str, end: str
+) -> None:
+    (tmp_path / f"{tracker}.py").write_text(STAND_INS[tracker])
+    found = [str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(found))
+    output = run(tmp_path, "trackers.py", tracker, "--epochs", "2")
+    figures = "loss accuracy lr seconds images_per_second val_loss val_accuracy"
+    assert output.splitlines() == [
+        "experiment cifarnets",
+        "start",
+        "lr 0.02",
+        f"step 1 {figures}",
+        f"step 2 {figures}",
+        f"end {end}",
+        f"logged 2 epochs to {tracker}",
+    ]
+
+
 @pytest.mark.cifar10
 def test_a_new_head_learns_more_from_few_images_than_a_fresh_net(tmp_path: Path, real_root: Path) -> None:
     output = run(tmp_path, "fine_tune.py", "--data-root", str(real_root))
