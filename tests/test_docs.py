@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from docs import pictures
+from docs import diagrams, pictures
 from tests.sharing.loopback import published
 
 import cifarnets
@@ -94,6 +94,12 @@ def test_every_picture_is_shown_on_a_page_and_made_by_one_block() -> None:
     assert {file for page in PAGES for _, file in shown(page)} == set(pictures.IMAGES.iterdir())
     made = [match["path"] for page in PAGES for match in pictures.MADE.finditer(page.read_text(encoding="utf-8"))]
     assert len(made) == len(set(made)), "two blocks make one picture"
+
+
+def test_the_diagrams_are_what_their_program_draws() -> None:
+    for name, draw in diagrams.DIAGRAMS.items():
+        drawn = (pictures.IMAGES / f"{name}.svg").read_text(encoding="utf-8")
+        assert drawn == draw(), "run: python docs/diagrams.py"
 
 
 def commands() -> list[Any]:

@@ -6,6 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from examples import plain_torch
+
+from cifarnets import create
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
@@ -32,6 +36,22 @@ def test_article_goes_from_the_data_to_the_accuracy(tmp_path: Path, real_root: P
     assert "Accuracy train: 0." in output
     assert "Accuracy test: 0." in output
     assert (tmp_path / "article.safetensors").is_file()
+
+
+def test_the_article_in_plain_torch_learns(tmp_path: Path) -> None:
+    output = run(tmp_path, "plain_torch.py", "--epochs", "1", "--drawn")
+    assert "Epoch 1, Training loss " in output
+    assert "Accuracy train: 0." in output
+    assert "Accuracy val: 0." in output
+
+
+def test_the_nets_of_the_article_are_those_of_the_library() -> None:
+    net, functional, ours = plain_torch.Net(), plain_torch.FunctionalNet(), create("convnet")
+    functional.load_state_dict(net.state_dict())
+    ours.load_state_dict(net.state_dict())
+    images = torch.rand(4, 3, 32, 32)
+    assert torch.equal(functional(images), net(images))
+    assert torch.equal(ours(images), net(images))
 
 
 def test_own_model_is_trained_saved_and_loaded(tmp_path: Path) -> None:
