@@ -1,5 +1,6 @@
 """What the tests of pages share: widths of screens, and the checks that every page must pass."""
 
+import base64
 import contextlib
 import os
 import shutil
@@ -69,3 +70,17 @@ def sideways_scroll(page: Page) -> int:
     """How many pixels the page is wider than the screen: 0, or a phone's reader must scroll sideways."""
     wider: int = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
     return max(0, wider)
+
+
+def drop_file(page: Page, content: bytes, name: str = "picture.png") -> None:
+    """Drop a file on the page, as a hand does."""
+    data = base64.b64encode(content).decode()
+    page.evaluate(
+        """([data, name]) => {
+            const bytes = Uint8Array.from(atob(data), (c) => c.charCodeAt(0));
+            const transfer = new DataTransfer();
+            transfer.items.add(new File([bytes], name));
+            document.body.dispatchEvent(new DragEvent("drop", { dataTransfer: transfer, bubbles: true }));
+        }""",
+        [data, name],
+    )

@@ -1,6 +1,5 @@
 """The explorer in a real browser: its numbers are PyTorch's, and everything on it can be used."""
 
-import base64
 import io
 import json
 from collections.abc import Callable
@@ -12,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page
-from tests.browser.helpers import DESKTOP, PHONE, accessibility_faults, sideways_scroll, watched_page
+from tests.browser.helpers import DESKTOP, PHONE, accessibility_faults, drop_file, sideways_scroll, watched_page
 from torch import Tensor, nn
 
 import cifarnets
@@ -123,20 +122,6 @@ def maps_of(page: Page, layer: str) -> Locator:
 
 def choose(page: Page, label: str, option: str) -> None:
     page.locator(f"#view label:has-text('{label}') select").select_option(label=option)
-
-
-def drop(page: Page, content: bytes, name: str = "picture.png") -> None:
-    """Drop a file on the page, as a hand does."""
-    data = base64.b64encode(content).decode()
-    page.evaluate(
-        """([data, name]) => {
-            const bytes = Uint8Array.from(atob(data), (c) => c.charCodeAt(0));
-            const transfer = new DataTransfer();
-            transfer.items.add(new File([bytes], name));
-            document.body.dispatchEvent(new DragEvent("drop", { dataTransfer: transfer, bubbles: true }));
-        }""",
-        [data, name],
-    )
 
 
 def png(pixels: "np.ndarray[Any, Any]") -> bytes:
@@ -298,7 +283,7 @@ def test_a_dropped_picture_is_shrunk_as_predict_shrinks_it(
     shape = (height, width, 3) if mode == "RGB" else (height, width)
     pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     file = png(pixels)
-    drop(explorer, file)
+    drop_file(explorer, file)
     explorer.locator(f"#status:has-text('{width} × {height}')").wait_for()
     explorer.evaluate("settled()")
     expected = Preprocessing.of(net).read(file) * 255
@@ -314,7 +299,7 @@ def test_a_photograph_is_taken_as_nearly(explorer: Page, net: Any) -> None:
     pixels = np.stack([128 + 90 * np.sin(x / 60), 128 + 90 * np.cos(y / 50), (x + y) % 256 / 2 + 60], axis=2)
     file = io.BytesIO()
     Image.fromarray(pixels.astype(np.uint8)).save(file, "JPEG", quality=90)
-    drop(explorer, file.getvalue(), "photo.jpg")
+    drop_file(explorer, file.getvalue(), "photo.jpg")
     explorer.locator("#status:has-text('800 × 600')").wait_for()
     explorer.evaluate("settled()")
     expected = Preprocessing.of(net).read(file.getvalue()) * 255
@@ -324,7 +309,7 @@ def test_a_photograph_is_taken_as_nearly(explorer: Page, net: Any) -> None:
 
 def test_what_is_no_picture_is_named(explorer: Page) -> None:
     before = answers(explorer)
-    drop(explorer, b"not a picture", "notes.txt")
+    drop_file(explorer, b"not a picture", "notes.txt")
     explorer.locator("#status:has-text('notes.txt is no picture')").wait_for()
     assert answers(explorer) == before
 

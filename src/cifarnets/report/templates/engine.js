@@ -429,9 +429,13 @@ function serve(scope) {
     if (!data.input && data.first === undefined) return;
     if (data.input) values = [data.input];
     const first = data.input ? 0 : data.first;
+    const began = performance.now(), fresh = !scope.warm;
     run(layers, weights, values, first);
     // Of changed weights, also what the net said before the change.
     const before = data.input && data.compare ? run(layers, original, [data.input], 0).at(-1) : null;
     scope.postMessage({ first, values: values.slice(first), before });
+    // Browsers compile what has run a few times: a small net does so before the first picture is dropped.
+    if (fresh && performance.now() - began < 60) for (let i = 0; i < 12; i++) run(layers, weights, [values[0]], 0);
+    scope.warm = true;
   };
 }

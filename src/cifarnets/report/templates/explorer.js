@@ -95,8 +95,8 @@ function canvasOf(image, scale, label) {
 // ---- The net: in a worker, so that the page stays alive ----------------------------------------------------------------
 
 let values = [], logits = null, before = null, edited = new Set();
-const timings = { answers: [] };
-const net = { busy: false, waiting: null, post: null };
+const timings = { answers: [], maps: [] };
+const net = { busy: false, waiting: null, undrawn: null, post: null };
 
 function startNet() {
   const receive = (data) => {
@@ -105,11 +105,21 @@ function startNet() {
     values.push(...data.values);
     if (data.before) before = softmax(data.before);
     const { started } = net.current;
-    answered(data.first);
+    answered();
     if (started) {
       timings.answers.push(performance.now() - started);
       byId("timing").textContent = `Answered in ${Math.max(1, Math.round(timings.answers.at(-1)))} ms.`;
     }
+    const first = Math.min(net.undrawn ?? Infinity, data.first);
+    if (net.undrawn === null) {
+      // The answer is seen first, and the maps with the next frame.
+      requestAnimationFrame(() => setTimeout(() => {
+        drawFrom(net.undrawn);
+        net.undrawn = null;
+        if (started) timings.maps.push(performance.now() - started);
+      }));
+    }
+    net.undrawn = first;
     if (net.waiting) ask(net.waiting);
   };
   const hello = { layers, weights };
@@ -144,7 +154,7 @@ function ask(request) {
 
 /** A promise that is kept as soon as nothing is being computed. */
 async function settled() {
-  while (net.busy || net.waiting) await pause(2);
+  while (net.busy || net.waiting || net.undrawn !== null) await pause(2);
 }
 
 function setWeights(at, numbers) {
@@ -345,7 +355,7 @@ async function toggleWebcam() {
 
 // ---- The answer --------------------------------------------------------------------------------------------------------
 
-function answered(first) {
+function answered() {
   logits = values[last];
   const shares = softmax(logits);
   if (!edited.size) before = shares;
@@ -353,9 +363,12 @@ function answered(first) {
   byId("answer").replaceChildren(...order.slice(0, 10).map((i) => make("li", { "data-class": classes[i], "data-logit": logits[i] },
     make("span", { class: "name" }, classes[i]), make("span", { class: "share" }, percent(shares[i])), track(shares[i], edited.size ? before[i] : null))));
   if (edited.size) byId("answer").append(make("li", {}, make("span", { class: "changed" }, "The dark mark: before you changed a kernel.")));
+  drawSoftmax(shares);
+}
+
+function drawFrom(first) {
   for (const view of views) if (view.number >= first) view.dirty = true;
   drawVisible();
-  drawSoftmax(shares);
   refreshPanel();
 }
 
@@ -1082,6 +1095,11 @@ function begin() {
   startNet();
   refreshPanel();
   showDrawing(content.pictures[0], null); // the time of which is that of the page's start
+  // Browsers compile what has run a few times: the first picture that is dropped shall not wait for that.
+  const { data } = surface.getImageData(0, 0, source.width, source.height);
+  setTimeout(() => {
+    for (let i = 0; i < 4; i++) shrink(data, source.width, source.height, WIDTH, HEIGHT, channels.length);
+  }, 100);
 }
 
 begin();
