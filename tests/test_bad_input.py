@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 
 import cifarnets
-from cifarnets import Evaluation, Trainer, datasets, distillation, models, recipes, sharing, training, viz
+from cifarnets import Evaluation, Trainer, datasets, distillation, models, recipes, report, sharing, training, viz
 from cifarnets.datasets import BatchLoader, ImageDataset, SyntheticCIFAR10
 from cifarnets.errors import CifarNetsError
 
@@ -60,6 +61,18 @@ def drawn() -> ImageDataset:
     return SyntheticCIFAR10(size=30)
 
 
+def evaluation() -> Evaluation:
+    return Evaluation.from_logits(torch.eye(3), torch.tensor([0, 1, 1]))
+
+
+def run_folder() -> str:
+    """The least that a run leaves."""
+    Path("run").mkdir(exist_ok=True)
+    recipe = recipes.Recipe("convnet", synthetic=True)
+    Path("run/run.json").write_text(json.dumps({"recipe": recipe.to_dict(), "starts": []}))
+    return "run"
+
+
 def loader() -> BatchLoader:
     return BatchLoader(drawn(), 15, device="cpu", seed=0)
 
@@ -101,6 +114,9 @@ TARGETS: dict[str, Target] = {
     "save": (lambda: cifarnets.save, lambda: {"model": net(), "path": "m.safetensors"}),
     "verify": (lambda: cifarnets.verify, lambda: {"names": "convnet"}),
     "seed_everything": (lambda: cifarnets.seed_everything, lambda: {"seed": 1}),
+    "Evaluation.from_dict": (lambda: Evaluation.from_dict, lambda: {"content": evaluation().to_dict()}),
+    "Evaluation.confidence_interval": (lambda: evaluation().confidence_interval, lambda: {"level": 0.9}),
+    "History.from_csv": (lambda: training.History.from_csv, lambda: {"path": "history.csv"}),
     "Evaluation.from_logits": (
         lambda: Evaluation.from_logits,
         lambda: {"logits": torch.zeros(2, 3), "labels": torch.tensor([0, 1])},
@@ -191,6 +207,8 @@ TARGETS: dict[str, Target] = {
     ),
     "export": (lambda: sharing.export, lambda: {"model": net(), "path": "m.pt2"}),
     "evaluate_exported": (lambda: sharing.evaluate_exported, lambda: {"path": "m.pt2", "dataset": drawn()}),
+    # report
+    "write_report": (lambda: report.write_report, lambda: {"runs": run_folder(), "path": "p.html"}),
     # viz
     "viz.show": (lambda: viz.show, lambda: {"images": image()}),
     "viz.show_kernels": (lambda: viz.show_kernels, lambda: {"weight": torch.zeros(2, 3, 3, 3)}),
@@ -227,7 +245,7 @@ def test_a_bad_value_is_refused_with_an_error_of_ours(
 
 
 def test_every_public_function_is_swept() -> None:
-    packages = (cifarnets, models, datasets, training, recipes, distillation, sharing)
+    packages = (cifarnets, models, datasets, training, recipes, distillation, report, sharing)
     public = {name for package in packages for name in package.__all__ if callable(getattr(package, name))}
     swept = {name.partition(".")[0] for name in TARGETS}
     # Records that the library makes and hands out, bases, and classes that differ from one of the above by a number.

@@ -21,7 +21,7 @@ from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
 from tests.sharing.loopback import published
 
 import cifarnets
-from cifarnets import cli, viz
+from cifarnets import cli, report, viz
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -37,6 +37,7 @@ PUBLIC = (
     cifarnets.training,
     cifarnets.recipes,
     cifarnets.distillation,
+    report,
     cifarnets.sharing,
     cifarnets.errors,
     viz,

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import cifarnets
-from cifarnets import Evaluation, Trainer, viz
+from cifarnets import Evaluation, Trainer, report, viz
 from cifarnets.recipes import Recipe
 from cifarnets.training import History
 
@@ -21,6 +21,7 @@ PUBLIC = (
     cifarnets.recipes,
     cifarnets.distillation,
     cifarnets.sharing,
+    report,
     viz,
 )
 CLASSES = (Trainer, History, Evaluation, Recipe)

@@ -310,7 +310,11 @@ def _mistakes(result: Evaluation | None, images: ImageDataset | None, no_images:
         )
     if images is None:
         return Gallery(note=no_images)
-    if len(images) != result.n or any(images.targets[found.image] != found.label for found in result.mistakes):
+    known = range(len(images)), range(len(result.classes))
+    if len(images) != result.n or not all(
+        found.image in known[0] and found.predicted in known[1] and images.targets[found.image] == found.label
+        for found in result.mistakes
+    ):
         return Gallery(note="The images are not those of the evaluation: they have changed since.")
     pictures = []
     for found in result.mistakes[:MISTAKES]:
