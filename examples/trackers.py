@@ -1,7 +1,7 @@
 """Experiment trackers: a callback that logs a fit to MLflow, and one for Weights & Biases.
 
-pip install mlflow-skinny     python examples/trackers.py mlflow --epochs 5
-pip install wandb             python examples/trackers.py wandb --epochs 5      (WANDB_MODE=offline needs no account)
+pip install mlflow     python examples/trackers.py mlflow --epochs 5
+pip install wandb      python examples/trackers.py wandb --epochs 5      (WANDB_MODE=offline needs no account)
 """
 
 import argparse

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,18 @@ def drawn() -> ImageDataset:
     return SyntheticCIFAR10(size=30)
 
 
+def evaluation() -> Evaluation:
+    return Evaluation.from_logits(torch.eye(3), torch.tensor([0, 1, 1]))
+
+
+def run_folder() -> str:
+    """The least that a run leaves."""
+    Path("run").mkdir(exist_ok=True)
+    recipe = recipes.Recipe("convnet", synthetic=True)
+    Path("run/run.json").write_text(json.dumps({"recipe": recipe.to_dict(), "starts": []}))
+    return "run"
+
+
 def loader() -> BatchLoader:
     return BatchLoader(drawn(), 15, device="cpu", seed=0)
 
@@ -106,6 +119,9 @@ TARGETS: dict[str, Target] = {
     "save": (lambda: cifarnets.save, lambda: {"model": net(), "path": "m.safetensors"}),
     "verify": (lambda: cifarnets.verify, lambda: {"names": "convnet"}),
     "seed_everything": (lambda: cifarnets.seed_everything, lambda: {"seed": 1}),
+    "Evaluation.from_dict": (lambda: Evaluation.from_dict, lambda: {"content": evaluation().to_dict()}),
+    "Evaluation.confidence_interval": (lambda: evaluation().confidence_interval, lambda: {"level": 0.9}),
+    "History.from_csv": (lambda: training.History.from_csv, lambda: {"path": "history.csv"}),
     "Evaluation.from_logits": (
         lambda: Evaluation.from_logits,
         lambda: {"logits": torch.zeros(2, 3), "labels": torch.tensor([0, 1])},
@@ -198,6 +214,7 @@ TARGETS: dict[str, Target] = {
     "evaluate_exported": (lambda: sharing.evaluate_exported, lambda: {"path": "m.pt2", "dataset": drawn()}),
     # report
     "write_explorer": (lambda: report.write_explorer, lambda: {"model": net(), "path": "p.html"}),
+    "write_report": (lambda: report.write_report, lambda: {"runs": run_folder(), "path": "p.html"}),
     # viz
     "viz.show": (lambda: viz.show, lambda: {"images": image()}),
     "viz.show_kernels": (lambda: viz.show_kernels, lambda: {"weight": torch.zeros(2, 3, 3, 3)}),

@@ -494,10 +494,10 @@ class TestEvaluation:
         read = Evaluation.from_dict(old)
         assert (read.accuracy, read.reliability, read.mistakes, read.top5) == (0.75, (), (), None)
 
-    @pytest.mark.parametrize("content", [{}, {"n": 1}, {"confusion": 3}, []])
-    def test_what_is_no_evaluation_is_refused(self, content: Any) -> None:
+    @pytest.mark.parametrize("content", [{}, {"n": "many"}, {"confusion": 3}, {"mistakes": [1]}, {"per_class": []}])
+    def test_what_is_no_evaluation_is_refused(self, result: Evaluation, content: dict[str, Any]) -> None:
         with pytest.raises(InputError, match="this is no evaluation"):
-            Evaluation.from_dict(content)
+            Evaluation.from_dict({**result.to_dict(), **content} if content else {})
 
     def test_a_notebook_shows_the_figures_and_every_cell(self, result: Evaluation) -> None:
         shown = result._repr_html_()

@@ -13,7 +13,7 @@ def dataframe(rows: Sequence[Mapping[str, Any]], *, index: Iterable[object], nam
     """Make a table of pandas.
 
     Examples:
-        >>> dataframe([{"loss": 1.5}, {"loss": 1.25}], index=[1, 2], name="epoch").loc[2, "loss"]
+        >>> float(dataframe([{"loss": 1.5}, {"loss": 1.25}], index=[1, 2], name="epoch").loc[2, "loss"])
         1.25
 
     Args:

@@ -157,6 +157,7 @@ class Evaluation:
         )
 
     @classmethod
+    @checked
     def from_dict(cls, content: Mapping[str, Any]) -> "Evaluation":
         """Make an evaluation of what `to_dict` gave, such as an entry of a run's `evaluation.json`.
 
@@ -171,13 +172,27 @@ class Evaluation:
             InputError: It is no evaluation.
         """
         try:
-            known = {part.name: content[part.name] for part in fields(cls) if part.name in content}
-            known["confusion"] = tuple(map(tuple, known["confusion"]))
-            known["classes"] = tuple(known.get("classes", known["per_class"]))
-            known["reliability"] = tuple(Bin(**part) for part in known.get("reliability", ()))
-            known["mistakes"] = tuple(Mistake(**mistake) for mistake in known.get("mistakes", ()))
-            return cls(**known)
-        except (TypeError, KeyError, AttributeError) as error:
+            return cls(
+                n=int(content["n"]),
+                loss=float(content["loss"]),
+                accuracy=float(content["accuracy"]),
+                ece=float(content["ece"]),
+                per_class={str(name): float(value) for name, value in content["per_class"].items()},
+                confusion=tuple(tuple(map(int, row)) for row in content["confusion"]),
+                classes=tuple(map(str, content.get("classes", content["per_class"]))),
+                top5=None if content.get("top5") is None else float(content["top5"]),
+                reliability=tuple(
+                    Bin(int(part["images"]), float(part["confidence"]), float(part["accuracy"]))
+                    for part in content.get("reliability", ())
+                ),
+                mistakes=tuple(
+                    Mistake(
+                        int(found["image"]), int(found["label"]), int(found["predicted"]), float(found["confidence"])
+                    )
+                    for found in content.get("mistakes", ())
+                ),
+            )
+        except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
             raise InputError(f"this is no evaluation: {type(error).__name__}: {brief(str(error))}.") from error
 
     @checked
@@ -219,7 +234,7 @@ class Evaluation:
             >>> from cifarnets import Evaluation
             >>> logits, labels = torch.tensor([[2.0, 0.0], [0.0, 2.0], [2.0, 0.0]]), torch.tensor([0, 1, 1])
             >>> table = Evaluation.from_logits(logits, labels, ("cat", "dog")).to_dataframe()
-            >>> table.loc["cat", "precision"], int(table.loc["dog", "images"])
+            >>> float(table.loc["cat", "precision"]), int(table.loc["dog", "images"])
             (0.5, 2)
 
         Raises:

@@ -4,6 +4,7 @@ import base64
 import functools
 import io
 import json
+import math
 import os
 import shlex
 import statistics
@@ -277,7 +278,7 @@ def _read(folder: Path, number: int | None, root: str | os.PathLike[str] | None)
         name=f"{letter}{folder.resolve().name}",
         color=number or 0,
         recipe=recipe,
-        starts=[start for start in starts if isinstance(start, dict)],
+        starts=[start for start in starts if isinstance(start, dict) and _has_tables(start)],
         history=history,
         evaluations=evaluations,
         part=part,
@@ -289,6 +290,11 @@ def _read(folder: Path, number: int | None, root: str | os.PathLike[str] | None)
         commit=str(meta.provenance.get("commit") or "") if meta else None,
         missing=missing,
     )
+
+
+def _has_tables(start: Mapping[str, Any]) -> bool:
+    """Whether the start of a run is noted as this library does it; run.json is a file that anybody can edit."""
+    return all(isinstance(start.get(name, {}), dict) for name in ("versions", "machine"))
 
 
 def _images(recipe: Recipe, part: str, root: str | os.PathLike[str] | None) -> ImageDataset:
@@ -310,7 +316,11 @@ def _mistakes(result: Evaluation | None, images: ImageDataset | None, no_images:
         )
     if images is None:
         return Gallery(note=no_images)
-    if len(images) != result.n or any(images.targets[found.image] != found.label for found in result.mistakes):
+    known = range(len(images)), range(len(result.classes))
+    if len(images) != result.n or not all(
+        found.image in known[0] and found.predicted in known[1] and images.targets[found.image] == found.label
+        for found in result.mistakes
+    ):
         return Gallery(note="The images are not those of the evaluation: they have changed since.")
     pictures = []
     for found in result.mistakes[:MISTAKES]:
@@ -356,8 +366,11 @@ def _maps(model: nn.Module, images: ImageDataset | None, no_images: str) -> list
         return [Gallery(note="The model has no convolution, so it makes no maps.")]
     chosen = sorted({0, len(names) // 2, len(names) - 1})[:LAYERS]
     image, label = images.images[0], images.classes[images.targets[0]]
-    found = features(model, image, [names[i] for i in chosen], device="cpu")
-    answer: Any = predict(model, image, device="cpu")
+    try:
+        found = features(model, image, [names[i] for i in chosen], device="cpu")
+        answer: Any = predict(model, image, device="cpu")
+    except InputError as error:  # such as a model that gives NaN
+        return [Gallery(note=str(error))]
     assert isinstance(answer, Prediction)
     guess, share = answer[0]
     text = f"{label}; the model says {guess} ({_percent(share)})"
@@ -473,6 +486,8 @@ def _percent(share: float) -> str:
 
 
 def _duration(seconds: float) -> str:
+    if not math.isfinite(seconds):
+        return "–"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:

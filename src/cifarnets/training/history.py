@@ -106,7 +106,7 @@ class History(list[dict[str, Any]]):
         Examples:
             >>> from cifarnets.training import History
             >>> table = History([{"epoch": 1, "loss": 1.5}, {"epoch": 2, "loss": 1.25}]).to_dataframe()
-            >>> table["loss"].min()
+            >>> float(table["loss"].min())
             1.25
 
         Raises:
