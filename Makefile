@@ -59,8 +59,10 @@ test-lowest: ## the tests with the oldest versions that pyproject.toml allows, o
 docs: ## the documentation, strictly
 	$(PYTHON) -m mkdocs build --strict
 
-pictures: ## the pictures of the documentation, made again by its pages
+pictures: ## the pictures and the notebook of the documentation, made again from its pages
+	$(PYTHON) docs/diagrams.py
 	$(PYTHON) docs/pictures.py
+	$(PYTHON) docs/notebook.py
 
 bench: ## every benchmark, one table each
 	$(PYTHON) -m benchmarks

@@ -83,7 +83,7 @@ def prose(text: str) -> Iterator[nbformat.NotebookNode]:
     """Markdown as notebooks know it."""
     text = re.sub(r'^--8<-- "([^:"]+):(\w+)"$', lambda found: snippet(found[1], found[2]), text, flags=re.MULTILINE)
     text = re.sub(r"^\[[^\]]*\]\([^)]*colab[^)]*\).*\n", "", text, flags=re.MULTILINE)  # the reader is there
-    text = text.replace("```py\n", "```python\n").replace("{ .md-button }", "")
+    text = text.replace("```{ .python }\n", "```python\n").replace("{ .md-button }", "")
     text = re.sub(r"^!!! \w+(?: \"(.*)\")?\n((?:    .*\n|\n(?=    ))+)", admonition, text, flags=re.MULTILINE)
     text = re.sub(r"\]\(img/", f"]({FILES}/img/", text)
     text = re.sub(r"\]\((?!https?:)([\w/-]+)\.md(#[\w-]+)?\)", lambda to: f"]({SITE}/{to[1]}.html{to[2] or ''})", text)

@@ -81,9 +81,10 @@ def color_of(number: int) -> str:
 
 
 def confusion_table(confusion: Sequence[Sequence[int]], classes: Sequence[str]) -> Markup:
-    """How often each class was taken for each other, tinted: blue where the model is right, orange where it is wrong.
+    """How often each class was taken for each other: a row for each true class, a column for each answer.
 
-    A tint is the share of the images of the class. The deepest orange is the largest mistake, since mistakes are few.
+    Cells are tinted by the share of the images of their class: blue where the model is right, orange where it is wrong.
+    The deepest orange is the largest mistake, since mistakes are few.
     """
     sums = [max(1, sum(row)) for row in confusion]
     shares = [[count / total for count in row] for row, total in zip(confusion, sums, strict=True)]
@@ -99,7 +100,7 @@ def confusion_table(confusion: Sequence[Sequence[int]], classes: Sequence[str]) 
         cells.append(html("<td>{:.1%}</td>", shares[i][i]) if sum(confusion[i]) else Markup("<td>–</td>"))
         rows.append(html("<tr>{}</tr>", join(cells)))
     return html(
-        '<table class="confusion"><caption>A row for each true class, a column for each answer of the model</caption>'
+        '<table class="confusion">'
         '<thead><tr><th scope="col">class</th>{}<th scope="col"><span>right</span></th></tr></thead>'
         "<tbody>{}</tbody></table>",
         head,
@@ -162,7 +163,11 @@ def line_chart(title: str, x: Sequence[float], lines: Sequence[Line], *, x_name:
         return bottom - (value - low) / (high - low) * (bottom - TOP)
 
     drawn = [_y_tick(down(tick), tick, right) for tick in y_ticks]
-    drawn += [_x_tick(across(tick), tick, bottom) for tick in ticks(first, last) if first <= tick <= last]
+    drawn += [
+        _x_tick(across(tick), tick, bottom)
+        for tick in ticks(first, last)
+        if first <= tick <= last and tick == round(tick)
+    ]
     drawn.append(html('<text x="{}" y="{}" text-anchor="middle">{}</text>', (LEFT + right) / 2, height - 3, x_name))
     step = math.ceil(len(x) / MOST_POINTS)
     for line in lines:

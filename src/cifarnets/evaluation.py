@@ -269,7 +269,8 @@ class Evaluation:
         }
 
     def _repr_html_(self) -> str:
-        return str(figures_line(self._figures()) + confusion_table(self.confusion, self.classes))
+        how = "<p>A row for each true class, a column for each answer of the model:</p>"
+        return f"{figures_line(self._figures())}{how}{confusion_table(self.confusion, self.classes)}"
 
 
 @checked
