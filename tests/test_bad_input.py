@@ -242,6 +242,7 @@ TARGETS: dict[str, Target] = {
         lambda: {"features": torch.arange(12.0).view(4, 3), "labels": [0, 1, 0, 1], "classes": ["a", "b"]},
     ),
     "viz.plot_zoo": (lambda: viz.plot_zoo, dict),
+    "viz.explorer": (lambda: viz.explorer, lambda: {"model": net(), "path": "page.html"}),
 }
 
 

@@ -66,7 +66,7 @@ def style_picture(axes: "Axes", title: str = "", color: str = INK) -> None:
         'a ship'
     """
     axes.axis("off")
-    axes.set_title(title, fontsize=SMALL, color=color, pad=4)
+    axes.set_title(title, fontsize=TEXT, color=color, pad=4)
 
 
 def style_chart(

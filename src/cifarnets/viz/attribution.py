@@ -86,7 +86,7 @@ def show_attribution(
     low, high = min(float(owed.min()), 0.0), float(owed.max())
     panels[1].imshow(owed.numpy(), cmap=UNSIGNED, interpolation="nearest", vmin=low, vmax=high)
     title = "fall if covered" if method == "occlusion" else "slope of the logit"
-    style_picture(panels[1], f"{title}:\n{low:.2f} (dark) to {high:.2f} (bright)")
+    style_picture(panels[1], f"{title}:\ndark {low:.2f}, bright {high:.2f}")
     draw_picture(panels[2], picture * (0.15 + 0.85 * light), "the image\nin this light")
     return save_figure(figure, path)
 

@@ -17,7 +17,7 @@ from cifarnets._figures import (
     GREEN,
     INK,
     MUTED,
-    SMALL,
+    TEXT,
     VERMILLION,
     WRONG,
     new_figure,
@@ -43,10 +43,10 @@ MOST_COLUMNS = 8
 MOST_KERNELS = 512
 """Pictures of one figure; matplotlib takes seconds for this many."""
 
-LONGEST_LINE = 24
+LONGEST_LINE = 21
 """Characters of a title in a line: more would run into the next picture's."""
 
-SIDE, SMALL_SIDE, GAP = 1.5, 0.66, 0.12
+SIDE, SMALL_SIDE, GAP = 1.45, 0.66, 0.12
 """Inches of a picture, of one in a table of kernels, and between them."""
 
 
@@ -400,7 +400,7 @@ def _cells(
     """
     columns = min(columns, count)
     rows = math.ceil(count / columns)
-    above = 0.06 + 0.14 * lines
+    above = 0.06 + 0.155 * lines
     width, height = columns * (side + GAP) + GAP, rows * (above + side + bars + GAP) + GAP
     figure = new_figure(width, height)
     figure.set_layout_engine("none")
@@ -459,6 +459,6 @@ def _bars(axes: "Axes", guess: Sequence[tuple[str, float]], truth: str | None, m
     for place, (name, share) in enumerate(guess):
         color = BLUE if name == truth else MUTED
         axes.barh(place + 0.28, share, color=color, height=0.25)
-        axes.text(0, place - 0.15, f"{name} {share:.2f}", fontsize=SMALL, color=INK, va="center")
+        axes.text(0, place - 0.15, f"{name} {share:.2f}", fontsize=TEXT, color=INK, va="center")
     axes.set(xlim=(0, 1), ylim=(most - 0.5, -0.5))
     axes.axis("off")

@@ -9,8 +9,8 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any, Literal
 
 from cifarnets._checked import checked
-from cifarnets._figures import BLUE, INK, MUTED, SMALL, VERMILLION, new_figure, save_figure, style_chart, style_legend
-from cifarnets.models.catalog import info, list_models
+from cifarnets._figures import BLUE, INK, MUTED, TEXT, VERMILLION, new_figure, save_figure, style_chart, style_legend
+from cifarnets.weights.index import releases
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -83,13 +83,12 @@ def plot_zoo(x: Literal["params", "macs"] = "params", *, path: str | os.PathLike
         OutputError: The file cannot be written.
         MissingExtraError: matplotlib is not installed.
     """
-    figure = new_figure(6.4, 4.8)
+    figure = new_figure(5.6, 5)
     axes = figure.subplots()
     points: list[tuple[float, float]] = []
     labels: list[tuple[float, float, str, str]] = []
-    for name in list_models(pretrained=True, sort="parameters"):
-        release = info(name).release
-        if release is None or len(release.classes) != CIFAR10_CLASSES:
+    for name, release in releases().items():
+        if len(release.classes) != CIFAR10_CLASSES:
             continue
         across = release.parameters if x == "params" else release.macs
         heights = [(100 - 100 * release.accuracy, "o")]
@@ -136,7 +135,7 @@ def _legend(axes: "Axes") -> None:
     empty: list[Any] = []
     for color, face, text in ((BLUE, BLUE, "cifarnets"), (VERMILLION, "white", "published by others")):
         axes.plot(empty, empty, "s", color=face, markeredgecolor=color, markersize=6, label=text)
-    for marker, text in (("o", "without test-time augmentation"), ("^", "with it")):
+    for marker, text in (("o", "no test-time augmentation"), ("^", "with test-time augmentation")):
         axes.plot(empty, empty, marker, color="white", markeredgecolor=MUTED, markersize=6, label=text)
     style_legend(axes, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
 
@@ -168,7 +167,7 @@ def _place_labels(
     places = [(right * far, up * far, align) for far in (8, 14, 22) for right, up, align in SIDES]
     for across, height, name, color in labels:
         text = axes.annotate(
-            name, (across, height), (0, 0), textcoords="offset points", fontsize=SMALL, color=color, va="center",
+            name, (across, height), (0, 0), textcoords="offset points", fontsize=TEXT, color=color, va="center",
             fontweight="bold" if color == BLUE else "normal",
         )  # fmt: skip
 
@@ -181,5 +180,9 @@ def _place_labels(
             inside = frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1
             return box.count_overlaps(taken) + (0 if inside else len(taken))
 
-        taken.append(box_at(min(places, key=crowding)))  # of equal ones the nearest
+        best = min(places, key=crowding)  # of equal ones the nearest
+        taken.append(box_at(best))
+        if best not in places[: len(SIDES)]:  # so far off that a line must say whose name it is
+            line = {"arrowstyle": "-", "color": MUTED, "linewidth": 0.6, "shrinkA": 6, "shrinkB": 3}
+            axes.annotate("", (across, height), best[:2], textcoords="offset points", arrowprops=line)
     figure.set_layout_engine("none")  # the names were placed for this layout
