@@ -32,9 +32,6 @@ def test_links_and_search_work_without_a_server(site: Path, page: Page) -> None:
     page.locator("article a", has_text="Give this lesson").click()
     assert page.url.endswith("/lesson.html")
     page.locator("[data-md-component=search-query]").click()
-    page.keyboard.type("temperature scaling")
-    found = page.locator(".md-search-result__link").first
-    found.wait_for()
-    found.click()
-    assert Path(page.url.split("?")[0].split("#")[0]).suffix == ".html"
-    assert "temperature" in page.locator("article").inner_text().lower()
+    page.keyboard.type("Wilson")
+    page.locator(".md-search-result__link", has_text="How sure a figure is").first.click()
+    page.wait_for_url("**/trust.html*")
