@@ -61,10 +61,6 @@ def drawn() -> ImageDataset:
     return SyntheticCIFAR10(size=30)
 
 
-def evaluation() -> Evaluation:
-    return Evaluation.from_logits(torch.eye(3), torch.tensor([0, 1, 1]))
-
-
 def run_folder() -> str:
     """The least that a run leaves."""
     Path("run").mkdir(exist_ok=True)
