@@ -103,7 +103,7 @@ def test_python_blocks_run_in_order(
 def test_pictures_exist_and_are_made_by_the_page_that_shows_them(page: Path) -> None:
     for picture in re.findall(r"!\[.*?\]\((.*?)\)", page.read_text(encoding="utf-8")):
         assert (page.parent / picture).is_file(), f"{page.name} shows {picture}, which does not exist"
-        if picture.endswith("img/explorer.png"):  # a screenshot, made by docs/explorer_picture.py
+        if picture.endswith("img/explorer.png"):  # a screenshot, made by `python -m docs.explorer_picture`
             continue
         code = "\n".join(blocks(page, "pycon"))
         assert f'"{Path(picture).name}")' in code, f"no block of {page.name} makes {picture}"
@@ -209,6 +209,7 @@ def test_the_site_builds_strictly_and_has_every_public_name(tmp_path: Path) -> N
     inventory = (tmp_path / "site" / "objects.inv").read_bytes().split(b"\n", 4)[4]
     objects = {line.split()[0] for line in zlib.decompress(inventory).decode().splitlines()}
     assert set(public_names().values()) - objects == set()
+    assert "convnet.cifar3: look inside" in (tmp_path / "site" / "explorer" / "convnet.cifar3.html").read_text("utf-8")
     # The pages ask no other host for anything: no font, script or style from elsewhere, no number of stars.
     for page in (tmp_path / "site").rglob("*.html"):
         html = page.read_text(encoding="utf-8")
