@@ -1,4 +1,4 @@
-"""The picture of the explorer in README and docs: python docs/explorer_picture.py."""
+"""The picture of the explorer in README and docs: python -m docs.explorer_picture."""
 
 import tempfile
 from pathlib import Path

@@ -195,6 +195,7 @@ def test_the_site_has_every_public_name(site: Path) -> None:
     inventory = (site / "objects.inv").read_bytes().split(b"\n", 4)[4]
     objects = {line.split()[0] for line in zlib.decompress(inventory).decode().splitlines()}
     assert set(public_names().values()) - objects == set()
+    assert "convnet.cifar3: look inside" in (site / "explorer" / "convnet.cifar3.html").read_text(encoding="utf-8")
 
 
 def test_the_site_asks_no_other_host(site: Path) -> None:

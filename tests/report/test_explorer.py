@@ -48,11 +48,11 @@ def test_the_same_model_makes_the_same_page(tmp_path: Path) -> None:
 
 
 def test_the_page_has_what_the_model_knows(tmp_path: Path) -> None:
-    model = cifarnets.load("convnet.cifar3")
+    model: Any = cifarnets.load("convnet.cifar3")
     content = content_of(write_explorer(model, tmp_path / "page.html", title="lesson"))
     assert content["title"] == "lesson"
     assert content["classes"] == ["airplane", "automobile", "ship"]
-    assert content["mean"] == list(model.meta.mean)  # type: ignore[union-attr]
+    assert content["mean"] == list(model.meta.mean)
     names = [layer["name"] for layer in content["layers"]]
     assert names == ["picture", "conv1", "pool1", "act1", "conv2", "pool2", "act2", "flatten", "fc1", "act3", "fc2"]
     assert content["layers"][1]["words"] == "Convolution 3×3, 3 → 16 maps, padding 1"
@@ -139,7 +139,7 @@ def test_layers_that_no_logit_needs_are_left_out() -> None:
 
         def forward(self, x: Tensor) -> Tensor:
             self.unused(x.flatten(1))
-            return self.used(x.flatten(1))  # type: ignore[no-any-return]
+            return self.used(x.flatten(1))
 
     names = [layer["name"] for layer in graph_of(Wasteful(), (3, 2, 2)).layers]
     assert "unused" not in names

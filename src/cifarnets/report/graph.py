@@ -1,6 +1,7 @@
 """The layers of a net as plain data, for a page that computes them itself."""
 
 import copy
+import itertools
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -125,7 +126,7 @@ class _Tracer:
             self._numbers[node] = layer
             return
         self._numbers[node] = len(self._layers)
-        self._layers.append({**layer, "name": name, "shape": list(value.shape[1:])})
+        self._layers.append({**layer, "name": self._title(name, kind), "shape": list(value.shape[1:])})
 
     def _unknown(self, name: str, kind: str) -> InputError:
         return InputError(
@@ -134,16 +135,18 @@ class _Tracer:
         )
 
     def _name(self, node: Any, kind: str) -> str:
-        """The name of the module, or of the function and the module that calls it; no name comes twice."""
+        """The name of the module, or of the function after that of the module that calls it."""
         stack = list((node.meta.get("nn_module_stack") or {}).values())
         path, owner = stack[-1] if stack else ("", "")
         leaf = str(owner if isinstance(owner, str) else owner.__module__).startswith("torch.nn.") and path
-        word = {"conv2d": "conv", "max_pool2d": "pool", "avg_pool2d": "pool", "batch_norm": "norm"}.get(kind, kind)
-        name = path if leaf else ".".join(filter(None, (path, word)))
+        return path if leaf else ".".join(filter(None, (path, _WORDS.get(kind, kind))))
+
+    def _title(self, name: str, kind: str) -> str:
+        """What the page calls a layer: its name, with a word where that is a number; no title comes twice."""
+        title = f"{_WORDS.get(kind, kind)} {name}" if name.rpartition(".")[2].isdigit() else name
         taken = {layer["name"] for layer in self._layers}
-        return (
-            name if name not in taken else next(n for n in (f"{name} ({i})" for i in range(2, 9999)) if n not in taken)
-        )
+        more = (f"{title} ({count})" for count in itertools.count(2))
+        return title if title not in taken else next(other for other in more if other not in taken)
 
     def number(self, value: Any) -> int:
         if value not in self._numbers:
@@ -356,6 +359,9 @@ def _cat(call: _Call) -> dict[str, Any]:
     numbers = [call.tracer.number(part) for part in call["tensors"]]
     return {"op": "cat", "words": "Maps of several layers, one after the other", "from": numbers}
 
+
+_WORDS = {"conv2d": "conv", "max_pool2d": "pool", "avg_pool2d": "pool", "batch_norm": "norm"}
+"""Short names of ops that are no modules, or have numbers for names."""
 
 _OPS: dict[str, Build] = {
     "conv2d": _conv,

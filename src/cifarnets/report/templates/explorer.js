@@ -382,6 +382,7 @@ function track(share, ghost) {
 
 const views = [], viewOf = [];
 const THIN = ["reshape"];
+const MARGIN = 4; // around the maps, for the frames of pixels at their border; as in the style sheet
 
 function addLayers() {
   // Nets of millions of numbers are drawn where one looks, others at once.
@@ -455,10 +456,11 @@ function fit(view) {
   const { canvas, over, columns, stepX, stepY, gap, count } = view, density = Math.min(2, devicePixelRatio || 1);
   view.full = [columns * stepX - gap, Math.ceil(count / columns) * stepY - gap];
   view.density = density;
-  for (const part of [canvas, over]) {
-    part.width = Math.round(view.full[0] * density);
-    part.height = Math.round(view.full[1] * density);
-    part.style.cssText = `width:${view.full[0]}px;height:${view.full[1]}px`;
+  for (const [part, margin] of [[canvas, 0], [over, MARGIN]]) {
+    const [wide, high] = view.full.map((side) => side + 2 * margin);
+    part.width = Math.round(wide * density);
+    part.height = Math.round(high * density);
+    part.style.cssText = `width:${wide}px;height:${high}px`;
   }
 }
 
@@ -470,7 +472,8 @@ function drawVisible() {
 function draw(view, shown = Infinity) {
   view.dirty = false;
   const { canvas, number, count, full, density, scale, height, width } = view;
-  const numbers = values[number], limit = (view.limit = contrast(numbers));
+  // A changed kernel leaves the scale as it was, so that all other maps look as before.
+  const numbers = values[number], limit = (view.limit = (edited.size && view.limit) || contrast(numbers));
   const context = canvas.getContext("2d");
   context.setTransform(density, 0, 0, density, 0, 0);
   context.clearRect(0, 0, ...full);
@@ -498,8 +501,9 @@ const corner = (view, channel) => [(channel % view.columns) * view.stepX, Math.f
 /** Frames around the chosen number and around what it was made of. */
 function mark(view) {
   const context = view.over.getContext("2d"), { density } = view;
-  context.setTransform(density, 0, 0, density, 0, 0);
+  context.setTransform(1, 0, 0, 1, 0, 0);
   context.clearRect(0, 0, view.over.width, view.over.height);
+  context.setTransform(density, 0, 0, density, MARGIN * density, MARGIN * density);
   const found = panel.tab === "number" ? panel.look : null;
   if (!found) return;
   const frames = [];
@@ -542,8 +546,10 @@ function addPointing(view) {
   const find = (event) => {
     const box = canvas.getBoundingClientRect(), x = event.clientX - box.left, y = event.clientY - box.top;
     const column = Math.floor(x / view.stepX), row = Math.floor(y / view.stepY), channel = row * view.columns + column;
-    const px = Math.floor((x - column * view.stepX) / view.scale), py = Math.floor((y - row * view.stepY) / view.scale);
-    if (column < 0 || column >= view.columns || channel >= view.count || channel < 0 || px < 0 || py < 0 || px >= width || py >= height) return null;
+    if (column < 0 || column >= view.columns || row < 0 || channel >= view.count) return null;
+    // Between two maps, the nearest pixel.
+    const px = Math.min(width - 1, Math.floor((x - column * view.stepX) / view.scale));
+    const py = Math.min(height - 1, Math.floor((y - row * view.stepY) / view.scale));
     return (channel * height + py) * width + px;
   };
   canvas.addEventListener("pointermove", (event) => {
@@ -574,6 +580,8 @@ function drawSoftmax(shares) {
   byId("softmax-rows").replaceChildren(...order.map((i) => make("tr", {},
     make("th", { scope: "row" }, classes[i]), make("td", {}, show(logits[i], 2)), make("td", {}, show(Math.exp(logits[i]), 2)),
     make("td", {}, percent(shares[i])), make("td", {}, track(shares[i], edited.size ? before[i] : null)))));
+  const sum = logits.reduce((all, logit) => all + Math.exp(logit), 0);
+  byId("softmax-rows").append(make("tr", { class: "all" }, make("th", { scope: "row" }, "together"), make("td", {}), make("td", {}, show(sum, 2)), make("td", {}, "100 %"), make("td", {})));
 }
 
 // ---- A closer look: one number, one kernel, two kernels ------------------------------------------------------------------
@@ -591,9 +599,12 @@ function look(number, index, { pin = panel.pinned, quiet = false } = {}) {
   if (!quiet) byId("live").textContent = `${title(panel.look)}: ${show(panel.look.value)}`;
 }
 
+/** Whether the panel lies over the page, as on narrow screens. */
+const overlaid = () => getComputedStyle(byId("panel")).position === "fixed";
+
 /** On narrow screens the panel lies over the page: move what was chosen out from under it. */
 function uncover(view) {
-  if (getComputedStyle(byId("panel")).position !== "fixed") return;
+  if (!overlaid()) return;
   const [, y] = corner(view, panel.look.channel), top = view.canvas.getBoundingClientRect().top + y + panel.look.y * view.scale;
   const free = innerHeight - byId("panel").offsetHeight;
   if (top < 70 || top > free - 40) scrollBy({ top: top - free / 2, behavior: calm.matches ? "auto" : "smooth" });
@@ -760,7 +771,7 @@ function linearParts(found, layer) {
   parts.push(make("p", { class: "soft" }, "What counts most (input × weight):"));
   const rest = order.slice(8).reduce((sum, i) => sum + products[i], 0);
   const rows = order.slice(0, 8).map((i) => bar(where(i), products[i], limit));
-  if (order.length > 8) rows.push(bar(`${order.length - 8} others`, rest, limit));
+  if (order.length > 8) rows.push(bar(`${(order.length - 8).toLocaleString("en")} others`, rest, limit));
   parts.push(make("div", { class: "bars" }, ...rows));
   parts.push(make("div", { class: "sum", id: "sum" }, line(`Sum of ${products.length.toLocaleString("en")} products`, found.total - found.bias), line("Bias", found.bias), line("Together", found.total, true)));
   return parts;
@@ -808,6 +819,7 @@ const PRESETS = {
 function openKernel(layer, map, input) {
   panel.kernel = { layer, map, input };
   byId("panel").classList.add("open");
+  if (overlaid()) viewOf[layer].card.scrollIntoView({ block: "start" });
   selectTab("kernel");
 }
 
@@ -975,7 +987,7 @@ function showStep(index, { scroll = true } = {}) {
   byId("softmax").classList.toggle("later", index !== null && now < last);
   byId("step").value = index === null ? steps.length - 1 : index;
   byId("step-name").textContent = index === null ? `All ${steps.length} steps` : `${index + 1} of ${steps.length}: ${steps[index].layer.name}`;
-  if (index !== null && scroll) steps[index].card.scrollIntoView({ block: "center", behavior: calm.matches || playing ? "auto" : "smooth" });
+  if (index !== null && scroll) steps[index].card.scrollIntoView({ block: overlaid() ? "start" : "center", behavior: calm.matches || playing ? "auto" : "smooth" });
 }
 
 const pause = (time) => new Promise((done) => setTimeout(done, time));
