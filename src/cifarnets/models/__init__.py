@@ -10,7 +10,7 @@ from cifarnets.models.metadata import ModelMeta, annotate
 from cifarnets.models.preprocessing import NormalizedModel, transform_for, with_normalization
 from cifarnets.models.profile import Layer, Summary, summary
 from cifarnets.models.registry import register
-from cifarnets.models.resnet import ResNet, ResNet20, ResNet32, ResNet44, ResNet56, ResNet110
+from cifarnets.models.resnet import ResNet, ResNet8, ResNet18, ResNet20, ResNet32, ResNet44, ResNet56, ResNet110
 from cifarnets.models.storage import load, save
 from cifarnets.models.vgg import VGG, VGG11BN, VGG16BN
 from cifarnets.models.wide_resnet import WideResNet, WideResNet16x4, WideResNet28x10
@@ -34,6 +34,8 @@ __all__ = [
     "NormalizedModel",
     "Release",
     "ResNet",
+    "ResNet8",
+    "ResNet18",
     "ResNet20",
     "ResNet32",
     "ResNet44",
