@@ -391,6 +391,15 @@ def torchvision_resnet18() -> nn.Module:
     return resnet18(num_classes=10)
 
 
+def chenyaofo_mobilenet() -> nn.Module:
+    """torchvision's, with stride 1 in the first convolution and the second stage."""
+    from torchvision.models import mobilenet_v2
+
+    net = mobilenet_v2(num_classes=10, width_mult=0.25)
+    net.features[0][0].stride = net.features[2].conv[1][0].stride = (1, 1)
+    return stir(net)
+
+
 class ConvBlock(nn.Module):
     def __init__(self, inputs: int, outputs: int, side: int, stride: int, activate: bool) -> None:
         super().__init__()
@@ -467,6 +476,7 @@ LAYOUTS: dict[str, tuple[Callable[[], nn.Module], str, dict[str, Any]]] = {
     "chenyaofo's ResNet": (chenyaofo, "resnet20", {"widths": WIDTHS, "shortcut": "B"}),
     "pytorchcv's CIFAR ResNet": (lambda: stir(PyTorchCV()), "resnet20", {"widths": WIDTHS, "shortcut": "B"}),
     "kuangliu's ResNet-18": (kuangliu_resnet18, "resnet18", {"widths": (4, 8, 16, 32)}),
+    "chenyaofo's MobileNetV2": (chenyaofo_mobilenet, "mobilenet_v2", {"width": 0.25}),
     "kuangliu's VGG": (lambda: stir(KuangliuVGG((1, 1, 2, 2, 2))), "vgg11_bn", {"widths": VGG_WIDTHS}),
 }
 

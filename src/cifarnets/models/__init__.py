@@ -4,9 +4,11 @@ from cifarnets.models.airbench import Airbench, Airbench94, Airbench95, Airbench
 from cifarnets.models.catalog import ModelInfo, info, list_models
 from cifarnets.models.classifier import Classifier, head
 from cifarnets.models.convnet import ConvNet, ConvNetFunctional
+from cifarnets.models.densenet import DenseNet, DenseNet40BC
 from cifarnets.models.factory import create
 from cifarnets.models.fcnet import FCNet
 from cifarnets.models.metadata import ModelMeta, annotate
+from cifarnets.models.mobilenet import MobileNetV2
 from cifarnets.models.preprocessing import NormalizedModel, transform_for, with_normalization
 from cifarnets.models.profile import Layer, Summary, summary
 from cifarnets.models.registry import register
@@ -27,8 +29,11 @@ __all__ = [
     "Classifier",
     "ConvNet",
     "ConvNetFunctional",
+    "DenseNet",
+    "DenseNet40BC",
     "FCNet",
     "Layer",
+    "MobileNetV2",
     "ModelInfo",
     "ModelMeta",
     "NormalizedModel",

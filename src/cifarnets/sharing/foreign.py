@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from cifarnets._checked import checked
 from cifarnets._files import as_path, open_regular
 from cifarnets.errors import InputError, WeightsError, brief
-from cifarnets.models import VGG, ResNet, ResNet18, annotate, create
+from cifarnets.models import VGG, MobileNetV2, ResNet, ResNet18, annotate, create
 from cifarnets.models.metadata import get_meta, unwrap
 from cifarnets.models.registry import registered, unknown_model
 from cifarnets.weights.files import TENSORS, VERSION_KEY, read_weights
@@ -149,6 +149,7 @@ LAYOUTS: dict[type[nn.Module], list[_Layout]] = {
             },
         ),
     ],
+    MobileNetV2: [_Layout("chenyaofo's MobileNetV2", {r"classifier\.1": "head"})],
     VGG: [_Layout("kuangliu's VGG", {"classifier": "head"})],
 }
 """The layouts of other libraries, by the class whose nets compute the same. The layout of this library comes first."""
@@ -167,7 +168,8 @@ def load_state(
 
     The file is a safetensors file, or one of `torch.save`; it is read without running any code of it. Prefixes of data
     parallel, `torch.compile` and wrapping classes are removed, the usual entries of training scripts are found, and
-    the names of akamaster's, chenyaofo's, pytorchcv's and kuangliu's CIFAR ResNets and kuangliu's VGG are understood.
+    the names of akamaster's, chenyaofo's, pytorchcv's and kuangliu's CIFAR ResNets, kuangliu's VGG
+    and chenyaofo's MobileNetV2 are understood.
 
     Examples:
         >>> import tempfile, torch
