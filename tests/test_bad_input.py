@@ -142,6 +142,8 @@ TARGETS: dict[str, Target] = {
     "ResNet20": (lambda: models.ResNet20, lambda: {"widths": (2, 2, 2)}),
     "VGG11BN": (lambda: models.VGG11BN, lambda: {"widths": (2, 2, 2, 2, 2)}),
     "Airbench94": (lambda: models.Airbench94, lambda: {"widths": (8, 8, 8)}),
+    "MobileNetV2": (lambda: models.MobileNetV2, lambda: {"width": 0.1}),
+    "DenseNet40BC": (lambda: models.DenseNet40BC, lambda: {"growth": 1}),
     # datasets
     "ImageDataset": (
         lambda: ImageDataset,
@@ -277,7 +279,7 @@ def test_every_public_function_is_swept() -> None:
     # Records that the library makes and hands out, bases, and classes that differ from one of the above by a number.
     records = {"Check", "CifarNetsError", "Evaluation", "History", "Layer", "LRSearch", "ModelInfo", "ModelMeta"}
     records |= {"Exported", "LoadReport", "Pushed", "Release", "Run", "Summary", "Callback", "Classifier", "ConvMuon"}
-    alike = {name for name in public if name.startswith(("ResNet", "VGG", "Airbench", "WideResNet"))}
+    alike = {name for name in public if name.startswith(("ResNet", "VGG", "Airbench", "WideResNet", "DenseNet"))}
     assert public - swept - records - alike == set()
 
 

@@ -214,8 +214,8 @@ def test_a_model_that_reads_numbers_while_it_is_built(tmp_path: Path) -> None:
 
 def test_models_are_listed_by_size() -> None:
     small = models.list_models("*net*", max_params=500_000, sort="parameters")
-    assert small == ["convnet", "convnet_functional", "resnet20", "resnet32"]
-    assert models.list_models("resnet*", max_macs=70_000_000, sort="macs") == ["resnet20", "resnet32"]
+    assert small == ["convnet", "convnet_functional", "resnet8", "resnet20", "resnet32"]
+    assert models.list_models("resnet*", max_macs=70_000_000, sort="macs") == ["resnet8", "resnet20", "resnet32"]
     assert models.list_models(max_params=0) == []
 
 
@@ -280,14 +280,16 @@ def test_a_model_that_cannot_be_counted_is_left_out_where_numbers_are_asked_for(
         _ = models.info("large_images").macs
 
 
-@pytest.mark.parametrize("name", ["resnet18", "ResNet-18", "resnet"])
+@pytest.mark.parametrize("name", ["resnet34", "ResNet-34", "resnet"])
 def test_a_number_tells_two_nets_of_a_family_apart(name: str) -> None:
     for call in (models.create, models.info, lambda name: models.create(name, pretrained=True)):
         with pytest.raises(UnknownNameError) as caught:
             call(name)
         message = str(caught.value)
         assert "Did you mean" not in message
-        assert "Of this family there are resnet20, resnet32, resnet44, resnet56, resnet110." in message
+        assert (
+            "Of this family there are resnet8, resnet18, resnet20, resnet32, resnet44, resnet56, resnet110." in message
+        )
 
 
 def test_a_misspelt_name_is_still_suggested() -> None:

@@ -33,6 +33,23 @@ def test_sizes_are_those_of_the_paper(name: str, parameters: int) -> None:
         assert sum(p.numel() for p in create(name, preact=True).parameters()) == parameters
 
 
+@pytest.mark.parametrize(("name", "parameters"), [("resnet8", 78_042), ("resnet18", 11_173_962)])
+def test_sizes_of_nets_with_learned_shortcuts_are_those_of_others(name: str, parameters: int) -> None:
+    # kuangliu's ResNet-18 has 11,173,962. MLPerf Tiny's ResNet-8 has 78,666 numbers, of which 336 are biases of
+    # convolutions and 480 statistics of BatchNorm; ours has a BatchNorm after each of its two shortcuts besides.
+    assert 78_666 - 336 - 480 + 2 * (32 + 64) == 78_042
+    with torch.device("meta"):
+        assert sum(p.numel() for p in create(name).parameters()) == parameters
+
+
+def test_work_of_resnet18_is_that_of_others() -> None:
+    # kuangliu's README gives none; pytorch's flop counters give 555.4 million multiply-adds at 32×32.
+    stages = 32 * 32 * 9 * (3 * 64 + 4 * 64 * 64)
+    for side, width in ((16, 128), (8, 256), (4, 512)):
+        stages += side * side * (9 * (width // 2 * width + 3 * width * width) + width // 2 * width)
+    assert summary(create("resnet18")).macs == stages + 5_120 == 555_422_720
+
+
 def test_size_and_work_of_the_options_counted_by_hand() -> None:
     convolutions = 32 * 32 * 9 * (3 * 16 + 6 * 16 * 16) + 16 * 16 * 9 * (16 * 32 + 5 * 32 * 32)
     convolutions += 8 * 8 * 9 * (32 * 64 + 5 * 64 * 64)
@@ -112,24 +129,39 @@ def test_takes_images_of_other_sizes() -> None:
     assert small()(torch.randn(2, 3, 40, 24)).shape == (2, 3)
 
 
-@pytest.mark.parametrize("widths", [(16, 32), (16, 32, 64, 128), (16, 8, 32)])
-def test_widths_that_do_not_fit_are_refused(widths: tuple[int, ...]) -> None:
-    with pytest.raises(InputError, match=r"three numbers, one a stage, that do not fall, not \(16, "):
+@pytest.mark.parametrize(
+    ("widths", "message"),
+    [
+        ((16, 32), r"depth of ResNet56 must be 4n \+ 2 for 2 widths, not 56"),
+        ((16, 32, 64, 128), r"depth of ResNet56 must be 8n \+ 2 for 4 widths, not 56"),
+        ((16, 8, 32), r"one number a stage, and they must not fall, not \(16, 8, 32\)"),
+        ((), "one number a stage"),
+    ],
+    ids=str,
+)
+def test_widths_that_do_not_fit_are_refused(widths: tuple[int, ...], message: str) -> None:
+    with pytest.raises(InputError, match=message):
         create("resnet56", widths=widths)
+
+
+def test_a_net_has_as_many_stages_as_widths() -> None:
+    model = create("resnet20", widths=(4, 8, 8, 16, 16, 16, 16, 16, 16)).eval()
+    assert len(model.blocks) == 9
+    assert model.forward_features(torch.zeros(1, 3, 256, 256)).shape == (1, 16, 1, 1)
 
 
 def test_a_subclass_of_another_depth(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(registry, "_MODELS", dict(registry._MODELS))
 
-    @registry.register("resnet8")
-    class ResNet8(ResNet):
-        depth = 8
+    @registry.register("resnet14")
+    class ResNet14(ResNet):
+        depth = 14
 
-    assert len(ResNet8().blocks) == 3
-    assert type(load(save(ResNet8(widths=(2, 2, 2)), tmp_path / "model.safetensors"))) is ResNet8
-    ResNet8.depth = 18
-    with pytest.raises(InputError, match=r"depth of ResNet8 must be 6n \+ 2 .*, not 18"):
-        ResNet8()
+    assert len(ResNet14().blocks) == 6
+    assert type(load(save(ResNet14(widths=(2, 2, 2)), tmp_path / "model.safetensors"))) is ResNet14
+    ResNet14.depth = 18
+    with pytest.raises(InputError, match=r"depth of ResNet14 must be 6n \+ 2 .*, not 18"):
+        ResNet14()
 
 
 def test_shortcuts_of_option_b_are_convolutions_where_the_size_changes() -> None:

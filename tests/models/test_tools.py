@@ -10,19 +10,19 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.utils import prune
 
 from cifarnets import load
-from cifarnets.models import ResNet, WideResNet, create, list_models
-
-
-class ResNet8(ResNet):
-    """The family at its least depth."""
-
-    depth = 8
+from cifarnets.models import DenseNet, ResNet8, WideResNet, create, list_models
 
 
 class WideResNet10(WideResNet):
     """The family at its least depth."""
 
     depth, factor = 10, 1
+
+
+class DenseNet10(DenseNet):
+    """The family at its least depth."""
+
+    depth = 10
 
 
 # A small net of every family and way that it may be built.
@@ -32,8 +32,11 @@ NETS: dict[str, Callable[[], nn.Module]] = {
     "average": lambda: create("convnet", pool="avg", widths=(4, 6)),
     "functional": lambda: create("convnet_functional", widths=(4, 6)),
     "fcnet": lambda: create("fcnet", widths=(12, 7)),
-    "resnet": lambda: ResNet8(widths=(2, 2, 4), se=True),
-    "preact": lambda: ResNet8(widths=(2, 2, 4), preact=True),
+    "resnet": lambda: ResNet8(widths=(2, 2, 4), se=True, shortcut="A"),
+    "preact": lambda: ResNet8(widths=(2, 2, 4), preact=True, shortcut="A"),
+    "learned shortcuts": lambda: ResNet8(widths=(2, 2, 4)),
+    "mobilenet": lambda: create("mobilenet_v2", width=0.1),
+    "densenet": lambda: DenseNet10(growth=2),
     "vgg": lambda: create("vgg11_bn", widths=(4, 4, 4, 4, 6)),
     "wide_resnet": WideResNet10,
     "airbench": lambda: create("airbench94", widths=(4, 4, 8)),

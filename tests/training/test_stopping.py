@@ -1,5 +1,6 @@
 """Ctrl-C and SIGTERM: the batch ends, the state is saved, and the program ends as everybody expects."""
 
+import functools
 import os
 import re
 import signal
@@ -202,7 +203,7 @@ def test_a_prompt_and_a_notebook_are_interactive(mark: str, monkeypatch: pytest.
 # Whole programs, which know nothing of signals.
 
 SCRIPT = """
-import signal, sys
+import sys, time
 import torch
 from cifarnets import Trainer, create, seed_everything
 from cifarnets.datasets import BatchLoader, SyntheticCIFAR10
@@ -215,8 +216,8 @@ class Say(Callback):
     def on_batch_end(self, trainer):
         if trainer.global_step == 7:  # in mid-epoch
             print("ready", flush=True)
-            if mark == "wait":
-                signal.pause()
+            while mark == "wait" and not trainer._stopping:  # a pause could begin after the signal
+                time.sleep(0.01)
 
 data = SyntheticCIFAR10(size=200)
 for seed in (0, 1, 2):
@@ -226,6 +227,20 @@ for seed in (0, 1, 2):
     history = trainer.fit(loader, epochs=2, resume=kept)
 print("on", history.column("loss"))
 """
+
+
+@functools.cache
+def status_of_ctrl_c() -> int:
+    """How a script that imports torch ends after Ctrl-C: -SIGINT.
+
+    It is 1 where packages that torch imports run code as the program ends, which makes Python forget the Ctrl-C: optree
+    (of Keras), and wcwidth (of IPython).
+    """
+    status = subprocess.run(
+        [sys.executable, "-c", "import torch._dynamo; raise KeyboardInterrupt"], stderr=subprocess.DEVNULL
+    ).returncode
+    assert status in (1, -signal.SIGINT)
+    return status
 
 
 @pytest.fixture
@@ -266,7 +281,7 @@ def test_a_script_ends_with_the_usual_status_and_resumes_bit_for_bit(
         assert killed.returncode == 143
         assert errors == "\nstopping after this batch (once more: at once)\n"
     else:
-        assert killed.returncode == -signal.SIGINT, "as Python ends after Ctrl-C"
+        assert killed.returncode == status_of_ctrl_c(), "as Python ends after Ctrl-C"
         assert errors.endswith("\nKeyboardInterrupt\n")
     progress = read_state(tmp_path / "killed" / "0" / CHECKPOINT_FILE)["progress"]
     assert (progress["epoch"], progress["batch"]) == (1, 2)
@@ -316,7 +331,7 @@ def test_a_signal_to_the_workers_too_saves_first(
         time.sleep(0.01)
     os.killpg(process.pid, number)
     output, errors = process.communicate(timeout=60)
-    assert process.returncode == (143 if number == signal.SIGTERM else -signal.SIGINT), errors
+    assert process.returncode == (143 if number == signal.SIGTERM else status_of_ctrl_c()), errors
     assert re.fullmatch(r"ended True False [1-9]\d*\n", output)
     assert errors.count("stopping after this batch") == 1
     assert read_state(folder / CHECKPOINT_FILE)["progress"]["batch"] == int(output.split()[-1])

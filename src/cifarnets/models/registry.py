@@ -154,10 +154,10 @@ def unknown_model(name: str) -> UnknownNameError:
 
     Examples:
         >>> from cifarnets.models.registry import unknown_model
-        >>> print(str(unknown_model("resnet18")).partition(" Available")[0])
-        unknown model 'resnet18'. Of this family there are resnet20, resnet32, resnet44, resnet56, resnet110.
+        >>> print(str(unknown_model("vgg13_bn")).partition(" Available")[0])
+        unknown model 'vgg13_bn'. Of this family there are vgg11_bn, vgg16_bn.
     """
-    # A number tells two nets of a family apart: resnet110 is no misspelt resnet18.
+    # A number tells two nets of a family apart: resnet110 is no misspelt resnet101.
     family = sorted((known for known in _MODELS if _family(known) == _family(str(name))), key=lambda n: (len(n), n))
     if not family:
         return unknown_name("model", name, _MODELS)

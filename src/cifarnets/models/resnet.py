@@ -14,12 +14,12 @@ from cifarnets.models.registry import register
 class ResNet(Classifier):
     """ResNet for CIFAR, section 4.2 of the paper: a 3×3 convolution, three stages of blocks, a mean, a linear layer.
 
-    Each block has two 3×3 convolutions; the second and the third stage begin with stride 2. Shortcuts have no
+    Each block has two 3×3 convolutions; every stage but the first begins with stride 2. Shortcuts have no
     parameters (option A): where the size changes they take every other pixel and pad the new channels with zeros,
     half before and half after. Many nets of other libraries have a 1×1 convolution with BatchNorm there (option B).
     Convolutions start from a normal distribution (He et al. 2015, arXiv:1502.01852).
 
-    Subclasses set `depth`, which is 6n + 2 for n blocks in each stage.
+    Subclasses set `depth`, which is 2sn + 2 for s stages of n blocks each: 6n + 2 for three stages.
 
     Examples:
         >>> import torch
@@ -30,7 +30,7 @@ class ResNet(Classifier):
     Args:
         num_classes: Number of outputs; 0 for features `[N, widths[-1]]`.
         in_channels: Channels of the images.
-        widths: Channels of the three stages; none may be narrower than the one before.
+        widths: Channels of each stage; none may be narrower than the one before.
         se: Squeeze and excitation before each addition (Hu et al. 2018, arXiv:1709.01507): a net of two linear layers
             weights the channels. As in the paper it has biases, and a sixteenth of the channels (at least one) between.
         preact: BatchNorm and ReLU before each convolution instead of after it (He et al. 2016, arXiv:1603.05027).
@@ -40,8 +40,8 @@ class ResNet(Classifier):
     Shapes: `[N, in_channels, H, W]` to logits `[N, num_classes]`; CIFAR's images are 32×32.
 
     Raises:
-        InputError: There are not three widths, or one is below the one before; or the depth is not 6n + 2; or the
-            shortcut is neither A nor B, or B with `preact`.
+        InputError: There is no width, or one is below the one before; or the depth is not 2sn + 2; or the shortcut is
+            neither A nor B, or B with `preact`.
     """
 
     depth = 20
@@ -56,16 +56,20 @@ class ResNet(Classifier):
         shortcut: Literal["A", "B"] = "A",
     ) -> None:
         super().__init__()
-        if len(widths) != 3 or list(widths) != sorted(widths):
-            raise InputError(f"widths must be three numbers, one a stage, that do not fall, not {widths!r}.")
-        if self.depth < 8 or self.depth % 6 != 2:
-            raise InputError(f"the depth of {type(self).__name__} must be 6n + 2 (8, 14, 20 …), not {self.depth}.")
+        if not widths or list(widths) != sorted(widths):
+            raise InputError(f"widths must be one number a stage, and they must not fall, not {widths!r}.")
+        blocks_per_stage, rest = divmod(self.depth - 2, 2 * len(widths))
+        if blocks_per_stage < 1 or rest:
+            raise InputError(
+                f"the depth of {type(self).__name__} must be {2 * len(widths)}n + 2 for {len(widths)} widths, "
+                f"not {self.depth}."
+            )
         if shortcut not in ("A", "B") or (preact and shortcut == "B"):
             raise InputError(f"shortcut must be 'A' or 'B', and 'A' with preact=True, not {shortcut!r}.")
         blocks = []
         inputs = widths[0]
-        for width, first in zip(widths, (1, 2, 2), strict=True):
-            for stride in [first] + [1] * (self.depth // 6 - 1):
+        for stage, width in enumerate(widths):
+            for stride in [2 if stage else 1] + [1] * (blocks_per_stage - 1):
                 blocks.append(_Block(inputs, width, stride, se, preact, shortcut == "B"))
                 inputs = width
         self.conv = _conv(in_channels, widths[0])
@@ -82,6 +86,64 @@ class ResNet(Classifier):
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         x = x.mean((2, 3))
         return x if pre_logits else self.head(x)
+
+
+@register("resnet8")
+class ResNet8(ResNet):
+    """ResNet for CIFAR with 8 layers and learned shortcuts; 78,042 parameters.
+
+    MLPerf Tiny's image classifier (Banbury et al. 2021, arXiv:2106.07597), whose convolutions have biases besides, and
+    whose shortcuts have no BatchNorm: 78,666 numbers with the statistics of BatchNorm.
+
+    Examples:
+        >>> from cifarnets.models import ResNet8, create
+        >>> isinstance(create("resnet8"), ResNet8)
+        True
+
+    Arguments and shapes are those of `ResNet`; shortcuts are those of option B.
+    """
+
+    depth = 8
+
+    def __init__(
+        self,
+        num_classes: int = 10,
+        in_channels: int = 3,
+        widths: Sequence[int] = (16, 32, 64),
+        se: bool = False,
+        preact: bool = False,
+        shortcut: Literal["A", "B"] = "B",
+    ) -> None:
+        super().__init__(num_classes, in_channels, widths, se, preact, shortcut)
+
+
+@register("resnet18")
+class ResNet18(ResNet):
+    """ResNet-18 in its form for CIFAR: four stages of two blocks, and learned shortcuts; 11,173,962 parameters.
+
+    The net of section 4.1 of the paper with a 3×3 convolution in front instead of the 7×7 one with stride 2 and the
+    pooling, as in kuangliu's `pytorch-cifar`.
+
+    Examples:
+        >>> from cifarnets.models import ResNet18, create
+        >>> isinstance(create("resnet18", widths=(8, 16, 32, 64)), ResNet18)
+        True
+
+    Arguments and shapes are those of `ResNet`; there are four stages, and shortcuts are those of option B.
+    """
+
+    depth = 18
+
+    def __init__(
+        self,
+        num_classes: int = 10,
+        in_channels: int = 3,
+        widths: Sequence[int] = (64, 128, 256, 512),
+        se: bool = False,
+        preact: bool = False,
+        shortcut: Literal["A", "B"] = "B",
+    ) -> None:
+        super().__init__(num_classes, in_channels, widths, se, preact, shortcut)
 
 
 @register("resnet20")

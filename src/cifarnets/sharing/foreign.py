@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from cifarnets._checked import checked
 from cifarnets._files import as_path, open_regular
 from cifarnets.errors import InputError, WeightsError, brief
-from cifarnets.models import VGG, ResNet, annotate, create
+from cifarnets.models import VGG, MobileNetV2, ResNet, ResNet18, annotate, create
 from cifarnets.models.metadata import get_meta, unwrap
 from cifarnets.models.registry import registered, unknown_model
 from cifarnets.weights.files import TENSORS, VERSION_KEY, read_weights
@@ -131,7 +131,10 @@ _UNIT = r"features\.stage(?P<stage>\d{1,3})\.unit(?P<unit>\d{1,4})\."
 _PLAIN = {"conv1": "conv", "bn1": "norm", _BLOCK + r"conv(?P<n>[12])": "conv{n}", _BLOCK + r"bn(?P<n>[12])": "norm{n}"}
 LAYOUTS: dict[type[nn.Module], list[_Layout]] = {
     ResNet: [
-        _Layout("akamaster's ResNet", {**_PLAIN, _BLOCK + r"shortcut\.(?P<n>[01])": "shortcut.{n}", "linear": "head"}),
+        _Layout(
+            "akamaster's or kuangliu's ResNet",
+            {**_PLAIN, _BLOCK + r"shortcut\.(?P<n>[01])": "shortcut.{n}", "linear": "head"},
+        ),
         _Layout("chenyaofo's ResNet", {**_PLAIN, _BLOCK + r"downsample\.(?P<n>[01])": "shortcut.{n}", "fc": "head"}),
         _Layout(
             "pytorchcv's CIFAR ResNet",
@@ -146,6 +149,7 @@ LAYOUTS: dict[type[nn.Module], list[_Layout]] = {
             },
         ),
     ],
+    MobileNetV2: [_Layout("chenyaofo's MobileNetV2", {r"classifier\.1": "head"})],
     VGG: [_Layout("kuangliu's VGG", {"classifier": "head"})],
 }
 """The layouts of other libraries, by the class whose nets compute the same. The layout of this library comes first."""
@@ -164,7 +168,8 @@ def load_state(
 
     The file is a safetensors file, or one of `torch.save`; it is read without running any code of it. Prefixes of data
     parallel, `torch.compile` and wrapping classes are removed, the usual entries of training scripts are found, and
-    the names of akamaster's, chenyaofo's and pytorchcv's CIFAR ResNets and of kuangliu's VGG are understood.
+    the names of akamaster's, chenyaofo's, pytorchcv's and kuangliu's CIFAR ResNets, kuangliu's VGG
+    and chenyaofo's MobileNetV2 are understood.
 
     Examples:
         >>> import tempfile, torch
@@ -443,11 +448,11 @@ def _advice(model: nn.Module, match: _Match, state: Mapping[str, Any], targets: 
     """What to do about a file that does not fit, where the names say it."""
     inner = unwrap(model)
     name = type(inner).__name__
-    if any(re.search(r"(^|\.)layer4\.\d", origin) for origin in match.origins.values()):
-        return (
-            "The file has four stages, as kuangliu's ResNet-18 and torchvision's have: this version of cifarnets has "
-            "no such model, only the CIFAR ResNets of three stages."
-        )
+    four = any(re.search(r"(^|\.)layer4\.\d", origin) for origin in match.origins.values())
+    if four and any(not _fault(t) and t.ndim == 4 and t.shape[2:] == (7, 7) for t in state.values()):
+        return "The file begins with a 7×7 convolution: it is a net for large images, which no model here computes."
+    if four and not isinstance(inner, ResNet18):
+        return "The file has four stages: kuangliu's ResNet-18 is resnet18 here."
     theirs, ours = (
         sum(t.ndim == 4 and t.shape[2:] == (3, 3) for t in part) for part in (_dense(state), targets.values())
     )
