@@ -86,7 +86,7 @@ def prose(text: str) -> Iterator[nbformat.NotebookNode]:
     text = text.replace("```{ .python }\n", "```python\n").replace("{ .md-button }", "")
     text = re.sub(r"^!!! \w+(?: \"(.*)\")?\n((?:    .*\n|\n(?=    ))+)", admonition, text, flags=re.MULTILINE)
     text = re.sub(r"\]\(img/", f"]({FILES}/img/", text)
-    text = re.sub(r"\]\((?!https?:)([\w/-]+)\.md(#[\w-]+)?\)", lambda to: f"]({SITE}/{to[1]}.html{to[2] or ''})", text)
+    text = re.sub(r"\]\((?!https?:)([\w/.-]+)\.(?:md|html)", rf"]({SITE}/\1.html", text)
     if text.strip():
         yield new_markdown_cell(text.strip())
 
