@@ -263,7 +263,7 @@ def plot_projection(
     known = torch.as_tensor(labels).detach().cpu()
     if points.ndim < 2 or known.ndim != 1 or len(points) != len(known) or points.is_complex() or known.is_complex():
         raise InputError(f"features must be [N, D] and labels [N], not {list(features.shape)} and {list(known.shape)}.")
-    points = points.flatten(1).double()
+    points = points.flatten(1).float()
     if len(points) < 3 or points.shape[1] < 2:
         raise InputError(f"a plane needs three vectors of two numbers, and these are {list(points.shape)}.")
     if not points.isfinite().all():
@@ -277,12 +277,14 @@ def plot_projection(
     if len(numbers) > MOST_CLASSES:
         raise InputError(f"{len(numbers)} classes are too many to tell apart: choose at most {MOST_CLASSES}.")
     centered = points - points.mean(0)
-    _, lengths, axes_of = torch.linalg.svd(centered, full_matrices=False)
-    plane = axes_of[:2]
+    with torch.random.fork_rng(devices=[]):  # it starts from random vectors, and is much faster than an exact SVD
+        torch.manual_seed(0)
+        _, lengths, directions = torch.pca_lowrank(centered, min(8, *points.shape), center=False, niter=6)
+    plane = directions[:, :2].T
     # The sign of an axis means nothing; this one is the same on every machine.
     plane = plane * plane.gather(1, plane.abs().argmax(1, keepdim=True)).sign()
     places = centered @ plane.T
-    shares = 100 * lengths**2 / lengths.square().sum().clamp_min(1e-12)
+    shares = 100 * lengths**2 / centered.square().sum().clamp_min(1e-12)
     figure = new_figure(5.4, 4)
     axes = figure.subplots()
     for index, (number, name) in enumerate(zip(numbers, names, strict=True)):
