@@ -21,8 +21,9 @@ def chromium() -> Iterator[Browser]:
             pytest.fail(reason)
         pytest.skip(reason)
     with sync_playwright() as playwright:
-        # Chromium's sandbox needs what a container seldom allows; the pages are ours.
-        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        # Chromium's sandbox needs what a container seldom allows; the pages are ours. Its webcam shows a test picture.
+        arguments = ["--no-sandbox", "--use-fake-device-for-media-stream"]
+        browser = playwright.chromium.launch(executable_path=program, args=arguments)
         yield browser
         browser.close()
 

@@ -72,15 +72,17 @@ def sideways_scroll(page: Page) -> int:
     return max(0, wider)
 
 
-def drop_file(page: Page, content: bytes, name: str = "picture.png") -> None:
-    """Drop a file on the page, as a hand does."""
+def drop_file(page: Page, content: bytes, name: str = "picture.png", *, paste: bool = False) -> None:
+    """Drop a file on the page, as a hand does, or paste it."""
     data = base64.b64encode(content).decode()
     page.evaluate(
-        """([data, name]) => {
+        """([data, name, paste]) => {
             const bytes = Uint8Array.from(atob(data), (c) => c.charCodeAt(0));
             const transfer = new DataTransfer();
             transfer.items.add(new File([bytes], name));
-            document.body.dispatchEvent(new DragEvent("drop", { dataTransfer: transfer, bubbles: true }));
+            document.body.dispatchEvent(paste
+                ? new ClipboardEvent("paste", { clipboardData: transfer, bubbles: true })
+                : new DragEvent("drop", { dataTransfer: transfer, bubbles: true }));
         }""",
-        [data, name],
+        [data, name, paste],
     )

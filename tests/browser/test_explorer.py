@@ -342,6 +342,31 @@ def test_one_draws_a_picture(explorer: Page) -> None:
     assert middle[0] > 180 > 60 > middle[2]
 
 
+@pytest.mark.parametrize("way", ["open", "paste"])
+def test_a_picture_is_opened_or_pasted(explorer: Page, net: Any, tmp_path: Path, way: str) -> None:
+    path = tmp_path / "ship.png"
+    Image.fromarray(drawings((64, 96))["ship"].permute(1, 2, 0).numpy()).save(path)
+    if way == "open":
+        explorer.locator("#file").set_input_files(path)
+    else:
+        drop_file(explorer, path.read_bytes(), paste=True)
+    explorer.locator("#status:has-text('96 × 64')").wait_for()
+    explorer.evaluate("settled()")
+    expected = net.eval()(Preprocessing.of(net).prepare(str(path))[0])[0]
+    torch.testing.assert_close(logits_on(explorer), expected, atol=1e-4, rtol=1e-5)
+
+
+def test_the_webcam_is_looked_at_until_it_is_stopped(explorer: Page) -> None:
+    explorer.context.grant_permissions(["camera"])
+    before = logits_on(explorer)
+    explorer.locator("#webcam").click()
+    explorer.locator("#status:has-text('The webcam')").wait_for()
+    explorer.locator("#webcam:has-text('Stop')").click()
+    explorer.evaluate("settled()")
+    assert not torch.equal(logits_on(explorer), before)
+    assert explorer.evaluate("camera === null")
+
+
 def test_the_webcam_says_why_it_does_not_run(explorer: Page) -> None:
     explorer.locator("#webcam").click()
     explorer.locator("#status:has-text('No webcam')").wait_for()
