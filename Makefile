@@ -11,8 +11,8 @@ PYTHON = $(BIN)/python
 FRESH = build/fresh/$(notdir $(BIN))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data check check-format check-lint check-types check-floors lint-workflows test test-lowest docs bench \
-	build check-dist format
+.PHONY: help setup data check check-format check-lint check-types check-floors lint-workflows test test-lowest docs \
+	pictures bench build check-dist format
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,6 +58,11 @@ test-lowest: ## the tests with the oldest versions that pyproject.toml allows, o
 
 docs: ## the documentation, strictly
 	$(PYTHON) -m mkdocs build --strict
+
+pictures: ## the pictures and the notebook of the documentation, made again from its pages
+	$(PYTHON) docs/diagrams.py
+	$(PYTHON) docs/pictures.py
+	$(PYTHON) docs/notebook.py
 
 bench: ## every benchmark, one table each
 	$(PYTHON) -m benchmarks

@@ -16,6 +16,7 @@ import torch
 import cifarnets
 from cifarnets.datasets import BatchLoader, ImageDataset
 from cifarnets.errors import DataNotFoundError
+from cifarnets.report import write_report
 from cifarnets.training import Checkpoint
 from cifarnets.weights import index
 from fuzz import mutations
@@ -225,6 +226,39 @@ def without_data() -> None:
     vars(recipe)["SyntheticCIFAR10"] = no_pictures
 
 
+# --- reports
+
+
+def run_files(_: Path) -> dict[str, bytes]:
+    """What a report is made of, but for the model."""
+    recipe = cifarnets.recipes.Recipe("convnet", classes=("cat", "dog"), augment={"flip": "random"}, synthetic=True)
+    start = {"time": "2026-01-01T00:00:00+00:00", "versions": {"torch": "2.6.0"}, "machine": {"threads": 2}}
+    labels = torch.arange(40) % 2
+    logits = torch.nn.functional.one_hot(labels, 2) * 2.0 + torch.randn(
+        40, 2, generator=torch.Generator().manual_seed(0)
+    )
+    result = cifarnets.Evaluation.from_logits(logits, labels, ("cat", "dog"))
+    return {
+        "run.json": json.dumps({"recipe": recipe.to_dict(), "starts": [start]}).encode(),
+        "evaluation.json": json.dumps({"train": result.to_dict(), "test": result.to_dict()}).encode(),
+        "history.csv": b"epoch,loss,accuracy,lr,seconds\n1,0.7,0.5,0.01,2\n2,0.6,0.75,0.01,2\n",
+    }
+
+
+def mutate_run(random: Random, content: bytes) -> bytes:
+    """Change JSON as JSON, and the history byte by byte."""
+    return (mutations.json_text if content.startswith(b"{") else mutations.any_bytes)(random, content)
+
+
+def report(path: Path) -> None:
+    """Write the report of a run that has this file beside sound ones."""
+    folder = path.parent / "run"
+    folder.mkdir(exist_ok=True)
+    for name, content in run_files(folder).items():
+        (folder / name).write_bytes(path.read_bytes() if name == path.name else content)
+    write_report(folder, path.parent / "report.html")
+
+
 # --- the index
 
 
@@ -297,6 +331,7 @@ TARGETS = {
     "foreign": Target(foreign, mutate_foreign, load_foreign),
     "recipe": Target(recipes, mutations.toml_text, cifarnets.recipes.load_recipe),
     "run.json": Target(runs, mutations.json_text, resume_run, refused=("run.json",), setup=without_data),
+    "report": Target(run_files, mutate_run, report, setup=without_data),
     "index.json": Target(indexes, mutations.json_text, read_index),
     "picture": Target(pictures, mutations.picture, look, refused=("picture.eps",)),
 }

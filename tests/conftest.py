@@ -6,6 +6,8 @@ import os
 import pickle
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -111,6 +113,20 @@ def synthetic3() -> ImageDataset:
     """300 drawn training images of three classes: enough to learn a little, quickly."""
     drawn = SyntheticCIFAR10(train=True, size=1000, seed=1)
     return cifar_subset(drawn, drawn.classes[:3])
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The documentation, built strictly."""
+    pytest.importorskip("mkdocs", reason="the extra `docs` is not installed")
+    folder = tmp_path_factory.mktemp("docs") / "site"
+    subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", folder],
+        cwd=Path(__file__).resolve().parents[1],
+        check=True,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+    )
+    return folder
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 
 import cifarnets
-from cifarnets import Evaluation, Trainer, datasets, distillation, models, recipes, sharing, training, viz
+from cifarnets import Evaluation, Trainer, datasets, distillation, models, recipes, report, sharing, training, viz
 from cifarnets.datasets import BatchLoader, ImageDataset, SyntheticCIFAR10
 from cifarnets.errors import CifarNetsError
 
@@ -60,6 +61,14 @@ def drawn() -> ImageDataset:
     return SyntheticCIFAR10(size=30)
 
 
+def run_folder() -> str:
+    """The least that a run leaves."""
+    Path("run").mkdir(exist_ok=True)
+    recipe = recipes.Recipe("convnet", synthetic=True)
+    Path("run/run.json").write_text(json.dumps({"recipe": recipe.to_dict(), "starts": []}))
+    return "run"
+
+
 def loader() -> BatchLoader:
     return BatchLoader(drawn(), 15, device="cpu", seed=0)
 
@@ -76,6 +85,11 @@ def trainer() -> Trainer:
 
 def history() -> training.History:
     return trainer().fit(loader(), epochs=1)
+
+
+def evaluation() -> Evaluation:
+    """Of a net that takes every picture for the first class."""
+    return Evaluation.from_logits(torch.eye(10)[:1].expand(30, -1), drawn().labels, drawn().classes)
 
 
 def image() -> torch.Tensor:
@@ -101,6 +115,9 @@ TARGETS: dict[str, Target] = {
     "save": (lambda: cifarnets.save, lambda: {"model": net(), "path": "m.safetensors"}),
     "verify": (lambda: cifarnets.verify, lambda: {"names": "convnet"}),
     "seed_everything": (lambda: cifarnets.seed_everything, lambda: {"seed": 1}),
+    "Evaluation.from_dict": (lambda: Evaluation.from_dict, lambda: {"content": evaluation().to_dict()}),
+    "Evaluation.confidence_interval": (lambda: evaluation().confidence_interval, lambda: {"level": 0.9}),
+    "History.from_csv": (lambda: training.History.from_csv, lambda: {"path": "history.csv"}),
     "Evaluation.from_logits": (
         lambda: Evaluation.from_logits,
         lambda: {"logits": torch.zeros(2, 3), "labels": torch.tensor([0, 1])},
@@ -193,10 +210,37 @@ TARGETS: dict[str, Target] = {
     ),
     "export": (lambda: sharing.export, lambda: {"model": net(), "path": "m.pt2"}),
     "evaluate_exported": (lambda: sharing.evaluate_exported, lambda: {"path": "m.pt2", "dataset": drawn()}),
+    # report
+    "write_explorer": (lambda: report.write_explorer, lambda: {"model": net(), "path": "p.html"}),
+    "write_report": (lambda: report.write_report, lambda: {"runs": run_folder(), "path": "p.html"}),
     # viz
     "viz.show": (lambda: viz.show, lambda: {"images": image()}),
     "viz.show_kernels": (lambda: viz.show_kernels, lambda: {"weight": torch.zeros(2, 3, 3, 3)}),
     "viz.show_maps": (lambda: viz.show_maps, lambda: {"maps": torch.zeros(2, 8, 8)}),
+    "viz.show_predictions": (
+        lambda: viz.show_predictions,
+        lambda: {"images": image(), "predictions": [("cat", 0.9)], "labels": [0], "classes": ["cat"]},
+    ),
+    "viz.show_normalized": (lambda: viz.show_normalized, lambda: {"image": image()}),
+    "viz.show_convolution": (lambda: viz.show_convolution, lambda: {"image": image()}),
+    "viz.show_pooling": (lambda: viz.show_pooling, lambda: {"image": image()}),
+    "viz.show_attribution": (lambda: viz.show_attribution, lambda: {"model": net(), "image": image(), **CPU}),
+    "viz.show_mistakes": (
+        lambda: viz.show_mistakes,
+        lambda: {"evaluation": evaluation(), "dataset": drawn(), "count": 2},
+    ),
+    "viz.plot_softmax": (lambda: viz.plot_softmax, dict),
+    "viz.plot_losses": (lambda: viz.plot_losses, dict),
+    "viz.plot_history": (lambda: viz.plot_history, lambda: {"history": history()}),
+    "viz.plot_confusion": (lambda: viz.plot_confusion, lambda: {"evaluation": evaluation()}),
+    "viz.plot_reliability": (lambda: viz.plot_reliability, lambda: {"evaluation": evaluation()}),
+    "viz.plot_per_class": (lambda: viz.plot_per_class, lambda: {"evaluation": evaluation()}),
+    "viz.plot_projection": (
+        lambda: viz.plot_projection,
+        lambda: {"features": torch.arange(12.0).view(4, 3), "labels": [0, 1, 0, 1], "classes": ["a", "b"]},
+    ),
+    "viz.plot_zoo": (lambda: viz.plot_zoo, dict),
+    "viz.explorer": (lambda: viz.explorer, lambda: {"model": net(), "path": "page.html"}),
 }
 
 
@@ -229,9 +273,9 @@ def test_a_bad_value_is_refused_with_an_error_of_ours(
 
 
 def test_every_public_function_is_swept() -> None:
-    packages = (cifarnets, models, datasets, training, recipes, distillation, sharing)
+    packages = (cifarnets, models, datasets, training, recipes, distillation, report, sharing, viz)
     public = {name for package in packages for name in package.__all__ if callable(getattr(package, name))}
-    swept = {name.partition(".")[0] for name in TARGETS}
+    swept = {name.removeprefix("viz.").partition(".")[0] for name in TARGETS}
     # Records that the library makes and hands out, bases, and classes that differ from one of the above by a number.
     records = {"Check", "CifarNetsError", "Evaluation", "History", "Layer", "LRSearch", "ModelInfo", "ModelMeta"}
     records |= {"Exported", "LoadReport", "Pushed", "Release", "Run", "Summary", "Callback", "Classifier", "ConvMuon"}

@@ -25,7 +25,7 @@ from cifarnets.errors import DownloadError, InputError
 from cifarnets.models.metadata import get_meta
 from cifarnets.recipes import Recipe, list_recipes, load_recipe, run_recipe
 
-CONTENTS = ["checkpoint.safetensors", "evaluation.json", "history.csv", "model.safetensors", "run.json"]
+CONTENTS = ["checkpoint.safetensors", "evaluation.json", "history.csv", "model.safetensors", "report.html", "run.json"]
 TRAIN = ["train", "convnet", "--synthetic", "--device", "cpu", "--epochs", "1", "--batch-size", "100"]
 
 
@@ -226,7 +226,7 @@ class TestWords:
             assert re.search(rf"^    {name} +\w+", printed, re.MULTILINE)
         assert "2 bad usage, 130 stopped by Ctrl-C, 143 stopped by SIGTERM" in printed
         examples = [re.split(r"  +", line.strip())[0] for line in cli.EXAMPLES.splitlines() if "  cifarnets" in line]
-        assert len(examples) == 13
+        assert len(examples) == 14
         for example in examples:
             assert example in printed
             cli.parse(shlex.split(example)[1:])
@@ -352,13 +352,27 @@ class TestTrain:
         assert re.fullmatch(r"convnet-\d{8}-\d{6}", folder.name)
         assert sorted(path.name for path in folder.iterdir()) == CONTENTS
         printed = capsys.readouterr()
-        *accuracies, where = printed.out.splitlines()
+        *accuracies, where, page = printed.out.splitlines()
         epochs = re.findall(r"^epoch (\d)/2: loss \d\.\d{4}, accuracy 0\.\d{4}, ", printed.err, re.MULTILINE)
         assert epochs == ["1", "2"]
         found = json.loads((folder / "evaluation.json").read_text())
         assert accuracies == [f"Accuracy {name}: {found[name]['accuracy']:.4f}" for name in ("train", "test")]
         assert where == f"The run is in {folder}: {', '.join(CONTENTS)}"
+        assert page == f"Look at it in a browser: {folder / 'report.html'}"
         assert meta_of(folder / "model.safetensors").training["lr"] == 0.01
+
+    def test_a_page_that_fails_does_not_fail_the_training(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        def broken(*_: Any, **__: Any) -> Path:
+            raise RuntimeError("the page\nbroke")
+
+        monkeypatch.setattr("cifarnets.report.write_report", broken)
+        assert main([*TRAIN, "--out", "here", "--quiet"]) == 0
+        printed = capsys.readouterr()
+        assert printed.err == "cifarnets: no report was written: the page broke\n"
+        assert "browser" not in printed.out
+        assert sorted(path.name for path in Path("here").iterdir()) == sorted({*CONTENTS} - {"report.html"})
 
     def test_every_option_reaches_the_recipe(self, capsys: pytest.CaptureFixture[str]) -> None:
         given = """--out here --classes disc,cross,ring --num-classes 4 --val 30 --batch-size 30 --optimizer adamw
@@ -411,7 +425,7 @@ class TestTrain:
         assert main([*TRAIN, "--quiet", "--out", "here"]) == 0
         printed = capsys.readouterr()
         assert printed.err == ""
-        assert [line.split()[0] for line in printed.out.splitlines()] == ["Accuracy", "Accuracy", "The"]
+        assert [line.split()[0] for line in printed.out.splitlines()] == ["Accuracy", "Accuracy", "The", "Look"]
 
     def test_ctrl_c_saves_and_says_how_to_resume(
         self, press: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -652,6 +666,7 @@ class TestEvaluate:
         found = capsys.readouterr().out
         assert json.loads(found)["accuracy"] == pytest.approx(expected.accuracy, rel=1e-5)
         assert json.loads(found)["confusion"] == [list(row) for row in expected.confusion]
+        assert json.loads(found)["confidence_interval"] == pytest.approx(expected.confidence_interval(), rel=1e-5)
         assert not re.search(r"\d\.\d{8,}", found), "six digits are enough"
 
     def test_training_images(self, tiny_root: Path, weights: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -777,6 +792,30 @@ class TestDownload:
         assert "no source delivered the file" in fails(capsys, "download")
 
 
+class TestReport:
+    def test_of_one_run_and_of_two(self, capsys: pytest.CaptureFixture[str]) -> None:
+        for seed in ("0", "1"):
+            assert main([*TRAIN, "--quiet", "--no-report", "--seed", seed, "--out", f"run{seed}"]) == 0
+        assert not Path("run0/report.html").exists()
+        assert "browser" not in capsys.readouterr().out
+
+        def written(*words: str) -> str:
+            assert main(["report", *words]) == 0
+            (path,) = re.findall(r"^Look at it in a browser: (.*) \([\d,]+ bytes\)$", capsys.readouterr().out)
+            return Path(path).relative_to(Path.cwd().resolve()).as_posix()
+
+        assert written("run0") == "run0/report.html"
+        assert written("run0", "run1") == "report.html"
+        assert written("run1", "run0", "-o", "both.html") == "both.html"
+        shown = Path("both.html").read_text(encoding="utf-8")
+        assert shown.index("A: run1") < shown.index("B: run0")
+
+    def test_where_there_is_no_run(self, capsys: pytest.CaptureFixture[str]) -> None:
+        message = fails(capsys, "report", "nowhere")
+        assert "nowhere" in message
+        assert "run.json" in message
+
+
 class TestDemo:
     def test_on_drawn_pictures(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
         monkeypatch.setattr(commands, "download_cifar10", no_cifar10)
@@ -797,6 +836,7 @@ class TestDemo:
             "stripes",
         ]
         assert f"Everything lies in {folder.resolve()}:" in printed
+        assert printed.endswith(f"\n\nLook at it in a browser: {folder / 'report.html'}\n")
         for name in set(CONTENTS) - {"checkpoint.safetensors"}:
             assert (folder / name).is_file()
             assert re.search(rf"^  {name} +\w", printed, re.MULTILINE)

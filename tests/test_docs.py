@@ -1,12 +1,8 @@
 """README and docs: every Python block runs, every command parses, and the reference has every public name."""
 
 import contextlib
-import doctest
-import os
 import re
 import shlex
-import subprocess
-import sys
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,17 +11,15 @@ from typing import Any
 
 import pytest
 import torch
-from sybil import Example, Sybil
-from sybil.evaluators.doctest import NUMBER
-from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
+from docs import diagrams, pictures
 from tests.sharing.loopback import published
 
 import cifarnets
-from cifarnets import cli, viz
+from cifarnets import cli, report, viz
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
-PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = pictures.PAGES
 SETUP = {
     "main job": "python3 -m venv .venv && .venv/bin/pip install . && .venv/bin/cifarnets demo",
     "tests": "python3 -m venv .venv && .venv/bin/pip install -e '.[dev]' && .venv/bin/python -m pytest",
@@ -37,26 +31,11 @@ PUBLIC = (
     cifarnets.training,
     cifarnets.recipes,
     cifarnets.distillation,
+    report,
     cifarnets.sharing,
     cifarnets.errors,
     viz,
 )
-
-
-class PyconParser(PythonCodeBlockParser):
-    """Doctests in blocks marked `pycon`, a language of the pages' highlighter; `python` blocks are plain code."""
-
-    def __init__(self) -> None:
-        # NUMBER compares figures to as many digits as the page shows.
-        super().__init__(doctest_optionflags=doctest.ELLIPSIS | NUMBER)
-        self.codeblock_parser = CodeBlockParser("pycon", self._no_prompt)
-
-    @staticmethod
-    def _no_prompt(example: Example) -> str:
-        return "a pycon block must start with >>>"
-
-
-SYBIL = Sybil(parsers=[PythonCodeBlockParser(), PyconParser()], path=str(ROOT))
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -94,16 +73,33 @@ def test_python_blocks_run_in_order(
     monkeypatch.setattr(cifarnets.models.registry, "_MODELS", known)  # a page may register a model
     monkeypatch.chdir(tmp_path)
     with published(monkeypatch, tmp_path) if page.name == "share.md" else contextlib.nullcontext():
-        for example in SYBIL.parse(page).examples():
-            example.evaluate()
+        for name, figure in pictures.run(page):
+            assert type(figure).__name__ == "Figure", f"the block before {name} sets no `figure`"
+
+
+def shown(page: Path) -> list[tuple[str, Path]]:
+    """The alternative text and the file of each picture on a page."""
+    found = pictures.IMAGE.finditer(page.read_text(encoding="utf-8"))
+    return [(image["alt"], (page.parent / image["path"]).resolve()) for image in found if "://" not in image["path"]]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_pictures_exist_and_are_made_by_the_page_that_shows_them(page: Path) -> None:
-    for picture in re.findall(r"!\[.*?\]\((.*?)\)", page.read_text(encoding="utf-8")):
-        assert (page.parent / picture).is_file(), f"{page.name} shows {picture}, which does not exist"
-        code = "\n".join(blocks(page, "pycon"))
-        assert f'"{Path(picture).name}")' in code, f"no block of {page.name} makes {picture}"
+def test_pictures_exist_and_say_in_words_what_they_show(page: Path) -> None:
+    for words, picture in shown(page):
+        assert picture.is_file(), f"{page.name} shows {picture.name}, which does not exist"
+        assert len(words.split()) > 2, f"{page.name} does not say what {picture.name} shows"
+
+
+def test_every_picture_is_shown_on_a_page_and_made_by_one_block() -> None:
+    assert {file for page in PAGES for _, file in shown(page)} == set(pictures.IMAGES.iterdir())
+    made = [match["path"] for page in PAGES for match in pictures.MADE.finditer(page.read_text(encoding="utf-8"))]
+    assert len(made) == len(set(made)), "two blocks make one picture"
+
+
+def test_the_diagrams_are_what_their_program_draws() -> None:
+    for name, draw in diagrams.DIAGRAMS.items():
+        drawn = (pictures.IMAGES / f"{name}.svg").read_text(encoding="utf-8")
+        assert drawn == draw(), "run: python docs/diagrams.py"
 
 
 def commands() -> list[Any]:
@@ -194,20 +190,24 @@ def test_the_reference_names_every_public_name() -> None:
     assert not missing, f"not in docs/reference: {', '.join(sorted(missing))}"
 
 
-def test_the_site_builds_strictly_and_has_every_public_name(tmp_path: Path) -> None:
-    pytest.importorskip("mkdocs", reason="the extra `docs` is not installed")
-    subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", tmp_path / "site"],
-        cwd=ROOT,
-        check=True,
-        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
-    )
+def test_the_site_has_every_public_name(site: Path) -> None:
     # Sphinx's inventory: four lines of text, then one line an object, compressed.
-    inventory = (tmp_path / "site" / "objects.inv").read_bytes().split(b"\n", 4)[4]
+    inventory = (site / "objects.inv").read_bytes().split(b"\n", 4)[4]
     objects = {line.split()[0] for line in zlib.decompress(inventory).decode().splitlines()}
     assert set(public_names().values()) - objects == set()
-    # The pages ask no other host for anything: no font, script or style from elsewhere, no number of stars.
-    for page in (tmp_path / "site").rglob("*.html"):
+    assert "convnet.cifar3: look inside" in (site / "explorer" / "convnet.cifar3.html").read_text(encoding="utf-8")
+
+
+def test_the_site_asks_no_other_host(site: Path) -> None:
+    """No font, script or style from elsewhere, no number of stars."""
+    for page in site.rglob("*.html"):
         html = page.read_text(encoding="utf-8")
         assert not re.search(r'(?:src|<link (?!rel="canonical")[^>]*href)="(?:https?:)?//', html), page
         assert 'data-md-component="source"' not in html, page
+
+
+def test_the_site_shows_code_from_its_source(site: Path) -> None:
+    """A formatter or a misspelt mark would leave the line that includes it."""
+    for page in site.rglob("*.html"):
+        text = re.sub(r"<[^>]+>", "", page.read_text(encoding="utf-8"))
+        assert not re.search(r"-8\s*(?:<|&lt;)", text), page

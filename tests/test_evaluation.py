@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import math
+import re
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ import cifarnets
 from cifarnets import Evaluation, Trainer, evaluate, models
 from cifarnets._batch import Batch
 from cifarnets.datasets import BatchLoader, CIFAR10Normalized, ImageDataset, SyntheticCIFAR10, cifar_subset
-from cifarnets.errors import CifarNetsError, InputError
+from cifarnets.errors import CifarNetsError, InputError, MissingExtraError
 from cifarnets.inference import check_batch, collect_logits
 from cifarnets.models import annotate
 from cifarnets.models.metadata import classes_of
@@ -168,6 +170,74 @@ class TestFigures:
         assert list(Evaluation.from_logits(torch.eye(4), labels, ("a", "b")).per_class) == ["a", "b", "2", "3"]
         assert list(Evaluation.from_logits(torch.eye(4), labels).per_class) == ["0", "1", "2", "3"]
         assert list(Evaluation.from_logits(torch.eye(2), labels[:2], ("a", "b", "c")).per_class) == ["a", "b"]
+
+
+class TestTop5:
+    def test_it_is_the_share_of_images_whose_class_is_among_five(self) -> None:
+        logits = torch.arange(8.0).repeat(4, 1)  # the likeliest are 7, 6, 5, 4, 3
+        assert Evaluation.from_logits(logits, torch.tensor([7, 3, 2, 0])).top5 == 0.5
+
+    @pytest.mark.parametrize("classes", [2, 5])
+    def test_five_of_five_say_nothing(self, classes: int) -> None:
+        assert Evaluation.from_logits(torch.eye(classes), torch.arange(classes)).top5 is None
+
+
+class TestConfidenceInterval:
+    @pytest.mark.parametrize(
+        ("right", "n", "expected"),
+        # R: binom::binom.confint(right, n, methods = "wilson")
+        [(81, 100, (0.7222, 0.8749)), (0, 10, (0.0, 0.2775)), (10, 10, (0.7225, 1.0)), (15, 148, (0.0624, 0.1605))],
+    )
+    def test_it_is_wilson_s(self, right: int, n: int, expected: tuple[float, float]) -> None:
+        labels = (torch.arange(n) >= right).long()
+        result = Evaluation.from_logits(torch.tensor([[1.0, 0.0]]).repeat(n, 1), labels)
+        assert result.confidence_interval() == pytest.approx(expected, abs=1e-4)
+
+    def test_a_higher_level_is_wider(self) -> None:
+        result = Evaluation.from_logits(torch.eye(2).repeat(10, 1), torch.tensor([0, 1, 1, 1]).repeat(5))
+        inner, outer = result.confidence_interval(0.5), result.confidence_interval(0.99)
+        assert outer[0] < inner[0] < result.accuracy < inner[1] < outer[1]
+        for level in (0.0, 1.0, 95.0):
+            with pytest.raises(InputError, match=r"level must be between 0 and 1, such as 0\.95"):
+                result.confidence_interval(level)
+
+
+class TestReliabilityAndMistakes:
+    def test_the_bins_hold_every_image_and_give_the_error(self) -> None:
+        labels = torch.randint(4, (200,))
+        result = Evaluation.from_logits(torch.randn(200, 4) * 3, labels)
+        assert sum(part.images for part in result.reliability) == 200
+        assert sum(part.images * part.accuracy for part in result.reliability) / 200 == pytest.approx(result.accuracy)
+        for number, part in enumerate(result.reliability):
+            assert part.images == 0 or number / 15 < part.confidence <= (number + 1) / 15 + 1e-12
+
+    def test_the_worst_mistakes_come_first_with_their_place(self) -> None:
+        logits = logits_of([0.9, 0.1], [0.3, 0.7], [0.95, 0.05], [0.6, 0.4], [0.2, 0.8])
+        result = Evaluation.from_logits(logits, torch.tensor([1, 1, 1, 0, 0]))
+        found = [(mistake.image, mistake.label, mistake.predicted) for mistake in result.mistakes]
+        assert found == [(2, 1, 0), (0, 1, 0), (4, 0, 1)]
+        assert [mistake.confidence for mistake in result.mistakes] == pytest.approx([0.95, 0.9, 0.8])
+
+    def test_no_more_than_sixteen_are_kept(self) -> None:
+        result = Evaluation.from_logits(torch.tensor([[1.0, 0.0]]).repeat(40, 1), torch.ones(40, dtype=torch.int64))
+        assert [mistake.image for mistake in result.mistakes] == list(range(16))
+
+
+class TestTable:
+    def test_a_row_for_each_class(self) -> None:
+        logits = torch.tensor([[2.0, 0, 0], [2, 0, 0], [0, 0, 2], [0, 0, 2]])
+        table = Evaluation.from_logits(logits, torch.tensor([0, 2, 2, 2]), ("cat", "bird", "ship")).to_dataframe()
+        assert table.index.name == "class"
+        assert table["images"].to_dict() == {"cat": 1, "bird": 0, "ship": 3}
+        assert table.loc["cat"].tolist() == [1, 1.0, 0.5]
+        assert table.loc["ship", "accuracy"] == pytest.approx(2 / 3)
+        assert math.isnan(table.loc["bird", "accuracy"])
+        assert math.isnan(table.loc["bird", "precision"])
+
+    def test_without_pandas_the_message_says_how_to_get_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "pandas", None)
+        with pytest.raises(MissingExtraError, match=r"tables need pandas: pip install 'cifarnets\[tables\]'"):
+            Evaluation.from_logits(torch.eye(2), torch.tensor([0, 1])).to_dataframe()
 
 
 class TestEvaluate:
@@ -403,7 +473,7 @@ class TestEvaluation:
 
     def test_it_prints_as_a_table(self, result: Evaluation) -> None:
         first, blank, *rows = str(result).splitlines()
-        assert first == "accuracy 0.7500   loss 0.7395   ECE 0.0370   images 4"
+        assert first == "accuracy 0.7500 (95 % interval 0.3006–0.9544)   loss 0.7395   ECE 0.0370   images 4"
         assert blank == ""
         assert rows == [
             "airplane  1.0000  ██████████████████████████████  1 images",
@@ -416,7 +486,39 @@ class TestEvaluation:
         assert read["accuracy"] == 0.75
         assert read["per_class"] == {"airplane": 1.0, "ship": pytest.approx(2 / 3)}
         assert read["confusion"] == [[1, 0, 0], [0, 0, 0], [1, 0, 2]]
-        assert set(read) == {field.name for field in dataclasses.fields(Evaluation)}
+        assert set(read) == {field.name for field in dataclasses.fields(Evaluation)} - {"logits", "labels"}
+        assert Evaluation.from_dict(read) == result
+
+    def test_of_an_earlier_version_s_file_there_is_less(self, result: Evaluation) -> None:
+        old = {key: result.to_dict()[key] for key in ("n", "loss", "accuracy", "ece", "per_class", "confusion")}
+        read = Evaluation.from_dict(old)
+        assert (read.accuracy, read.reliability, read.mistakes, read.top5) == (0.75, (), (), None)
+
+    @pytest.mark.parametrize("content", [{}, {"n": "many"}, {"confusion": 3}, {"mistakes": [1]}, {"per_class": []}])
+    def test_what_is_no_evaluation_is_refused(self, result: Evaluation, content: dict[str, Any]) -> None:
+        with pytest.raises(InputError, match="this is no evaluation"):
+            Evaluation.from_dict({**result.to_dict(), **content} if content else {})
+
+    def test_a_notebook_shows_the_figures_and_every_cell(self, result: Evaluation) -> None:
+        shown = result._repr_html_()
+        assert "accuracy <b>0.7500" in shown
+        assert re.findall(r"<td[^>]*>([^<]*)</td>", shown) == [
+            "1",
+            "0",
+            "0",
+            "100.0%",
+            "0",
+            "0",
+            "0",
+            "–",
+            "1",
+            "0",
+            "2",
+            "66.7%",
+        ]
+        script = Evaluation.from_logits(torch.eye(2), torch.tensor([0, 1]), ("<script>", "b"))._repr_html_()
+        assert "<script>" not in script
+        assert "&lt;script&gt;" in script
 
     def test_it_cannot_be_changed(self, result: Evaluation) -> None:
         with pytest.raises(dataclasses.FrozenInstanceError):

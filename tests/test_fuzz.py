@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="limits of memor
     ("target", "cases"),
     [
         *(("load", 1200), ("resume", 200), ("foreign", 500), ("recipe", 500)),
-        *(("run.json", 500), ("index.json", 200), ("picture", 500)),
+        *(("run.json", 500), ("report", 100), ("index.json", 200), ("picture", 500)),
     ],
 )
 def test_no_file_gets_through(target: str, cases: int, tmp_path: Path) -> None:

@@ -17,7 +17,14 @@ import pytest
 
 import cifarnets
 
-PACKAGES = ["cifarnets", "cifarnets.datasets", "cifarnets.models", "cifarnets.recipes", "cifarnets.training"]
+PACKAGES = [
+    "cifarnets",
+    "cifarnets.datasets",
+    "cifarnets.models",
+    "cifarnets.recipes",
+    "cifarnets.report",
+    "cifarnets.training",
+]
 MODULES = sorted(
     module.name for module in pkgutil.walk_packages(cifarnets.__path__, "cifarnets.") if "__main__" not in module.name
 )

@@ -33,9 +33,11 @@ examples:
   cifarnets train convnet --classes airplane,automobile,ship --epochs 100 --out runs/convnet
   cifarnets train --recipe convnet.cifar3 --seed 1     `cifarnets recipes` lists them
   cifarnets evaluate runs/convnet
+  cifarnets report runs/convnet                        one page: curves, confusion, mistakes, kernels
   cifarnets predict runs/convnet plane.png ship.jpg --topk 3
   cifarnets push runs/convnet me/convnet               on the Hugging Face Hub, with a card
   cifarnets export runs/convnet convnet.onnx --preprocess
+  cifarnets explore runs/convnet                       a page in which this net runs, to look into
 
 CIFAR-10 is looked for in --data-root; without it in $CIFARNETS_DATA; without both in the user's cache folder.
 Exit status: 0 success, 1 failure, 2 bad usage, 130 stopped by Ctrl-C, 143 stopped by SIGTERM.
@@ -179,6 +181,9 @@ class _Options:
             "weights", metavar="MODEL", help="released weights, a .safetensors file, a run folder, or hf://owner/repo"
         )
 
+    def add_no_report(self) -> None:
+        self.add("--no-report", dest="report", action="store_false", help="write no report.html into the run folder")
+
     def add_tta(self) -> None:
         from cifarnets.inference import TTA
 
@@ -188,6 +193,7 @@ class _Options:
 def _demo(options: _Options) -> None:
     options.add("--epochs", type=_positive, default=10, metavar="N", help="passes over the images (default: 10)")
     options.add("--out", type=Path, metavar="DIR", help="where everything goes (default: a new folder here)")
+    options.add_no_report()
     options.add_data_root()
     options.add_device()
 
@@ -265,6 +271,24 @@ def _predict(options: _Options) -> None:
     options.add("--json", action="store_true", help="one JSON array")
 
 
+def _report(options: _Options) -> None:
+    options.add("runs", nargs="+", type=Path, metavar="RUN", help="a folder that `cifarnets train` wrote")
+    options.add(
+        "--out",
+        "-o",
+        type=Path,
+        metavar="FILE",
+        help="the page to write (default: report.html in the run folder; for several runs, in this folder)",
+    )
+    options.add_data_root()
+    options.examples("""\
+  cifarnets report runs/convnet
+  cifarnets report runs/sgd runs/adamw -o compared.html     side by side
+
+The page is one file that opens in any browser, without a network. `train` and `demo` write it by themselves.
+""")
+
+
 TRAININGS = """\
   cifarnets train convnet --classes airplane,automobile,ship --epochs 100
   cifarnets train convnet --images pictures/train --val-images pictures/val --epochs 30
@@ -325,12 +349,24 @@ training images of CIFAR-10, or with drawn pictures where there is none, and sho
 """)
 
 
+def _explore(options: _Options) -> None:
+    options.add_model()
+    options.add("-o", "--out", type=Path, metavar="FILE", help="the page to write (default: NAME.html here)")
+    options.add("--classes", type=_list_of(str), metavar="A,B,…", help="for a model that does not know their names")
+    options.add("--mean", type=_list_of(float), metavar="X,X,X", help="for a model that does not know its constants")
+    options.add("--std", type=_list_of(float), metavar="X,X,X", help="the same")
+    options.add_json()
+    options.examples("""\
+  cifarnets explore convnet.cifar3                      writes convnet.cifar3.html
+  cifarnets explore runs/mine -o lesson.html            your own net
+
+The page is one file with the weights in it. It needs no network and no server: open it in any browser, or send it.
+""")
+
+
 WHAT = ("config", "classes", "images", "val_images", "val", "synthetic", "augment", "distill")
 FAST = ("precision", "compile", "channels_last", "deterministic")
 """The fields of a recipe under two headings of `cifarnets train --help`; all others stand between them."""
-
-SPELLINGS = {"optimizer_options": "--option", "schedule_options": "--schedule-option"}
-"""The options whose names are not those of the recipe's fields."""
 
 
 def _train(options: _Options) -> None:
@@ -338,6 +374,7 @@ def _train(options: _Options) -> None:
 
     from cifarnets._fields import help_of, hints_of
     from cifarnets.recipes import Recipe
+    from cifarnets.recipes.recipe import flag_of
 
     options.add("name", nargs="?", metavar="MODEL", help="a model of `cifarnets list`")
     options.add("--recipe", metavar="NAME", help="train as a recipe says: one of `cifarnets recipes`, or a TOML file")
@@ -345,6 +382,7 @@ def _train(options: _Options) -> None:
     options.add(
         "--resume", type=Path, metavar="DIR", help="resume the run in this folder; with MODEL, start it if it is new"
     )
+    options.add_no_report()
     options.add("--quiet", action="store_true", help="print results and errors only, no progress")
     options.add(
         "--checkpoint-every", type=_positive, metavar="N", help="batches between checkpoints (default: an epoch)"
@@ -362,13 +400,12 @@ def _train(options: _Options) -> None:
     for title, names in groups.items():
         options.heading(title)
         for name in names:
-            flag = SPELLINGS.get(name, "--" + name.replace("_", "-"))
             shown = texts[name].replace("%", "%%") + _default(defaults[name])
             # None means that the option was not given: the recipe's own value stays.
             settings = _settings(hints[name])
             if name.endswith("images"):
                 settings["metavar"] = "DIR"
-            options.add(flag, dest=name, default=None, help=shown, **settings)
+            options.add(flag_of(name), dest=name, default=None, help=shown, **settings)
             if name == "config":
                 options.add("--num-classes", type=_positive, metavar="N", help="outputs (default: one a class)")
     options.examples(TRAININGS)
@@ -487,9 +524,11 @@ COMMANDS: dict[str, tuple[str, Callable[[_Options], None]]] = {
     "train": ("train a model on CIFAR-10, or on your pictures, and keep the run in a folder", _train),
     "evaluate": ("measure a model on CIFAR-10, or on your pictures", _evaluate),
     "predict": ("classify pictures", _predict),
+    "report": ("write a run, or several side by side, as a page for the browser", _report),
     "card": ("print the card that a model has on the Hub", _card),
     "push": ("publish a model on the Hugging Face Hub, with its card", _push),
     "pull": ("fetch a model with its card from the Hugging Face Hub", _pull),
     "import": ("make a weight file of another program's checkpoint", _import),
     "export": ("write a model as ONNX or torch.export, for programs without this library", _export),
+    "explore": ("write a page in which a model runs, to look into it in a browser", _explore),
 }

@@ -51,6 +51,7 @@ from cifarnets.training import ArticleLog, Callback, Trainer
 from cifarnets.training.checkpoint import CHECKPOINT_FILE
 from cifarnets.weights.index import Release, mean_and_std, releases
 
+REPORT_FILE = "report.html"
 PICTURES_AT_ONCE = 64
 """Pictures that go through the model together; what they are is printed before the next ones."""
 
@@ -190,7 +191,10 @@ def train(options: argparse.Namespace) -> None:
     if result.evaluations:  # in the process that writes
         for name, evaluation in result.evaluations.items():
             _print(f"Accuracy {name}: {evaluation.accuracy:.4f}")
+        page = _report_on(result, options)
         _print(f"The run is in {folder}: {', '.join(sorted(path.name for path in result.folder.iterdir()))}")
+        if page is not None:
+            _print(f"Look at it in a browser: {page}")
 
 
 def _given(options: argparse.Namespace) -> dict[str, Any]:
@@ -268,7 +272,7 @@ def evaluate(options: argparse.Namespace) -> None:
     loader = BatchLoader(dataset, 1000, device=options.device)
     result = cifarnets.evaluate(model, loader, device=options.device, tta=options.tta)
     if options.json:
-        _print_json(result.to_dict())
+        _print_json({**result.to_dict(), "confidence_interval": result.confidence_interval()})
     else:
         _print(str(result))
 
@@ -324,6 +328,30 @@ def export(options: argparse.Namespace) -> None:
         _print(f"int8 chooses the class of float for {written.agreement:.1%} of {facts['calibration']}.")
         shown = "   ".join(f"{name} {value:.4f}" for name, value in accuracy.items())
         _print(f"Accuracy on the test images: {shown or 'not measured, for CIFAR-10 is not here.'}")
+
+
+def explore(options: argparse.Namespace) -> None:
+    """Write a page in which a model runs."""
+    from cifarnets.report import write_explorer
+
+    model = cifarnets.load(options.weights)
+    # `runs/mine`, `mine.safetensors` and `hf://me/mine@v2` are all called mine; `.` is the folder's own name.
+    address = str(options.weights).removeprefix("hf://").partition("@")[0] if "://" in options.weights else None
+    name = Path(address).name if address else Path(options.weights).expanduser().resolve().name
+    name = name.removesuffix(".safetensors") or "model"
+    path = write_explorer(
+        model,
+        options.out or Path(f"{name}.html"),
+        title=name,
+        classes=options.classes,
+        mean=options.mean,
+        std=options.std,
+    )
+    size = path.stat().st_size
+    if options.json:
+        _print_json({"path": str(path), "size": size})
+        return
+    _print(f"{path} ({size:,} bytes): open it in a browser. It needs no network.")
 
 
 def predict_files(options: argparse.Namespace) -> int:
@@ -499,6 +527,7 @@ def demo(options: argparse.Namespace) -> None:
         guesses = ", ".join(f"{name} {probability:.2f}" for name, probability in prediction)
         _print(f"test image {index}, {test.classes[int(test.labels[index])]}: {guesses}")
 
+    page = _report_on(result, options)
     _print(f"\nEverything lies in {result.folder.resolve()}:")
     contents = {
         "run.json": "what was run, with versions and seed",
@@ -508,6 +537,31 @@ def demo(options: argparse.Namespace) -> None:
     }
     for name, meaning in contents.items():
         _print(f"  {name:<18} {meaning}")
+    if page is not None:
+        _print(f"  {page.name:<18} all of it on one page\n\nLook at it in a browser: {page}")
+
+
+def report(options: argparse.Namespace) -> None:
+    """Write a page about runs."""
+    from cifarnets.report import write_report
+
+    path = options.out or (options.runs[0] if len(options.runs) == 1 else Path()) / REPORT_FILE
+    written = write_report(options.runs, path, root=options.data_root).resolve()
+    _print(f"Look at it in a browser: {written} ({written.stat().st_size:,} bytes)")
+
+
+def _report_on(run: Run, options: argparse.Namespace) -> Path | None:
+    """Write the page of a run that has just ended; if that fails, say so, since the run itself is whole."""
+    if not options.report:
+        return None
+    try:
+        from cifarnets.report import write_report
+
+        return write_report(run.folder, run.folder / REPORT_FILE, root=options.data_root)
+    except Exception as error:  # whatever it is, the training was worth more
+        reason = " ".join(str(error).split()) or type(error).__name__
+        print(f"cifarnets: no report was written: {printable(reason)}", file=sys.stderr)
+        return None
 
 
 def card(options: argparse.Namespace) -> None:
@@ -601,9 +655,11 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {
     "train": train,
     "evaluate": evaluate,
     "predict": predict_files,
+    "report": report,
     "card": card,
     "push": push,
     "pull": pull,
     "import": import_file,
     "export": export,
+    "explore": explore,
 }

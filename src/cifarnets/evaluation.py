@@ -1,7 +1,10 @@
 """How good a model is on labelled images."""
 
-from dataclasses import asdict, dataclass
-from typing import Any
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from statistics import NormalDist
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +12,9 @@ from torch import Tensor, nn
 
 from cifarnets._checked import checked
 from cifarnets._device import resolve_device
-from cifarnets.errors import InputError
+from cifarnets._html import confusion_table, figures_line
+from cifarnets._tables import dataframe
+from cifarnets.errors import InputError, brief
 from cifarnets.inference import (
     TTA,
     Batches,
@@ -20,7 +25,42 @@ from cifarnets.inference import (
     name_outputs,
 )
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 CALIBRATION_BINS = 15
+MISTAKES = 16
+"""The most confident mistakes that an evaluation keeps."""
+
+
+class Mistake(NamedTuple):
+    """An image that a model took for another class.
+
+    Attributes:
+        image: Its place in the order of the loader, from 0.
+        label: The true class.
+        predicted: The class that the model chose.
+        confidence: The probability that the model gave it, 0..1.
+    """
+
+    image: int
+    label: int
+    predicted: int
+    confidence: float
+
+
+class Bin(NamedTuple):
+    """The images whose confidence lies in one of 15 equal bins.
+
+    Attributes:
+        images: How many there are.
+        confidence: Their mean confidence, 0..1; 0 for an empty bin.
+        accuracy: The share of them that the model is right about.
+    """
+
+    images: int
+    confidence: float
+    accuracy: float
 
 
 @dataclass(frozen=True)
@@ -43,6 +83,13 @@ class Evaluation:
             their images (Guo et al. 2017, "On Calibration of Modern Neural Networks", eq. 3).
         per_class: The accuracy on the images of each class, by name; a class without images is left out.
         confusion: `confusion[i][j]` counts the images of class i that the model took for class j.
+        classes: The names of all classes, in the order of `confusion`.
+        top5: The share of images whose class is among the five likeliest; None where there are no more than five.
+        reliability: The bins of `ece`, each with its images, their mean confidence, and how often the model is right.
+        mistakes: The 16 most confident mistakes: `image` (its place in the loader's order), `label`, `predicted` and
+            `confidence`.
+        logits: float32 `[N, K]`, from which all of it was computed; None if it was read from a file.
+        labels: int64 `[N]`.
     """
 
     n: int
@@ -51,6 +98,12 @@ class Evaluation:
     ece: float
     per_class: dict[str, float]
     confusion: tuple[tuple[int, ...], ...]
+    classes: tuple[str, ...] = ()
+    top5: float | None = None
+    reliability: tuple[Bin, ...] = field(default=(), repr=False)
+    mistakes: tuple[Mistake, ...] = field(default=(), repr=False)
+    logits: Tensor | None = field(default=None, repr=False, compare=False)
+    labels: Tensor | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     @checked
@@ -79,25 +132,123 @@ class Evaluation:
         if not n:
             raise InputError("there is no image, so there is nothing to measure.")
         check_labels(labels, k)
-        logits = logits.double()
-        probabilities = logits.softmax(1)
+        exact = logits.double()
+        probabilities = exact.softmax(1)
         check_probabilities(probabilities)
         confidence, predicted = probabilities.max(1)
         correct = (predicted == labels).double()
         confusion = torch.bincount(labels * k + predicted, minlength=k * k).view(k, k)
         counts = confusion.sum(1)
         names = name_outputs(classes, k)
+        reliability = _bins(confidence, correct)
         return cls(
             n=n,
-            loss=F.cross_entropy(logits, labels).item(),
+            loss=F.cross_entropy(exact, labels).item(),
             accuracy=correct.mean().item(),
-            ece=_calibration_error(confidence, correct),
+            ece=sum(part.images * abs(part.accuracy - part.confidence) for part in reliability) / n,
             per_class={name: (confusion[i, i] / counts[i]).item() for i, name in enumerate(names) if counts[i]},
             confusion=tuple(map(tuple, confusion.tolist())),
+            classes=names,
+            top5=(exact.topk(5).indices == labels[:, None]).any(1).double().mean().item() if k > 5 else None,
+            reliability=reliability,
+            mistakes=_mistakes(confidence, predicted, labels),
+            logits=logits.detach().cpu(),
+            labels=labels.cpu(),
         )
 
+    @classmethod
+    @checked
+    def from_dict(cls, content: Mapping[str, Any]) -> "Evaluation":
+        """Make an evaluation of what `to_dict` gave, such as an entry of a run's `evaluation.json`.
+
+        Examples:
+            >>> import torch
+            >>> from cifarnets import Evaluation
+            >>> result = Evaluation.from_logits(torch.eye(2), torch.tensor([0, 1]))
+            >>> Evaluation.from_dict(result.to_dict()) == result
+            True
+
+        Raises:
+            InputError: It is no evaluation.
+        """
+        try:
+            return cls(
+                n=int(content["n"]),
+                loss=float(content["loss"]),
+                accuracy=float(content["accuracy"]),
+                ece=float(content["ece"]),
+                per_class={str(name): float(value) for name, value in content["per_class"].items()},
+                confusion=tuple(tuple(map(int, row)) for row in content["confusion"]),
+                classes=tuple(map(str, content.get("classes", content["per_class"]))),
+                top5=None if content.get("top5") is None else float(content["top5"]),
+                reliability=tuple(
+                    Bin(int(part["images"]), float(part["confidence"]), float(part["accuracy"]))
+                    for part in content.get("reliability", ())
+                ),
+                mistakes=tuple(
+                    Mistake(
+                        int(found["image"]), int(found["label"]), int(found["predicted"]), float(found["confidence"])
+                    )
+                    for found in content.get("mistakes", ())
+                ),
+            )
+        except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
+            raise InputError(f"this is no evaluation: {type(error).__name__}: {brief(str(error))}.") from error
+
+    @checked
+    def confidence_interval(self, level: float = 0.95) -> tuple[float, float]:
+        """Return where the accuracy on all possible images of this kind lies, as far as this many images can say.
+
+        It is the Wilson score interval (Wilson 1927). It counts the chance in the choice of the images, not the chance
+        in the training: for that, train with several seeds.
+
+        Examples:
+            >>> import torch
+            >>> from cifarnets import Evaluation
+            >>> result = Evaluation.from_logits(torch.eye(2).repeat(50, 1), torch.tensor([0, 1, 0, 0]).repeat(25))
+            >>> result.accuracy, [round(end, 3) for end in result.confidence_interval()]
+            (0.75, [0.657, 0.825])
+
+        Args:
+            level: How often such an interval holds the true accuracy, between 0 and 1.
+
+        Raises:
+            InputError: The level is not between 0 and 1.
+        """
+        if not 0 < level < 1:
+            raise InputError(f"level must be between 0 and 1, such as 0.95, not {level}.")
+        z = NormalDist().inv_cdf((1 + level) / 2)
+        center = self.accuracy + z**2 / (2 * self.n)
+        spread = z * math.sqrt(self.accuracy * (1 - self.accuracy) / self.n + (z / (2 * self.n)) ** 2)
+        scale = 1 + z**2 / self.n
+        return max(0.0, (center - spread) / scale), min(1.0, (center + spread) / scale)
+
+    def to_dataframe(self) -> "pd.DataFrame":
+        """Return a pandas table with a row for each class: its images, accuracy and precision (the extra `tables`).
+
+        The accuracy of a class is also called its recall. Its precision is the share of right answers among the images
+        that the model took for it. Both are missing (NaN) where there is nothing to divide by.
+
+        Examples:
+            >>> import torch
+            >>> from cifarnets import Evaluation
+            >>> logits, labels = torch.tensor([[2.0, 0.0], [0.0, 2.0], [2.0, 0.0]]), torch.tensor([0, 1, 1])
+            >>> table = Evaluation.from_logits(logits, labels, ("cat", "dog")).to_dataframe()
+            >>> float(table.loc["cat", "precision"]), int(table.loc["dog", "images"])
+            (0.5, 2)
+
+        Raises:
+            MissingExtraError: pandas is not installed.
+        """
+        rows = []
+        for number, row in enumerate(self.confusion):
+            right, images, taken = row[number], sum(row), sum(other[number] for other in self.confusion)
+            shares = (right / images if images else math.nan, right / taken if taken else math.nan)
+            rows.append({"images": images, "accuracy": shares[0], "precision": shares[1]})
+        return dataframe(rows, index=self.classes, name="class")
+
     def to_dict(self) -> dict[str, Any]:
-        """Return all of it as plain values, ready for JSON.
+        """Return all of it but `logits` and `labels` as plain values, ready for JSON.
 
         Examples:
             >>> import torch
@@ -105,10 +256,13 @@ class Evaluation:
             >>> Evaluation.from_logits(torch.eye(2), torch.tensor([0, 1])).to_dict()["n"]
             2
         """
-        return asdict(self)
+        plain = {part.name: getattr(self, part.name) for part in fields(self) if part.name not in ("logits", "labels")}
+        for name in ("reliability", "mistakes"):
+            plain[name] = [part._asdict() for part in plain[name]]
+        return plain
 
     def __str__(self) -> str:
-        lines = [f"accuracy {self.accuracy:.4f}   loss {self.loss:.4f}   ECE {self.ece:.4f}   images {self.n:,}", ""]
+        lines = ["   ".join(f"{name} {value}" for name, value in self._figures().items()), ""]
         counts = [sum(row) for row in self.confusion]
         width = max(map(len, self.per_class), default=0)
         seen = [count for count in counts if count]
@@ -116,6 +270,22 @@ class Evaluation:
             bar = "█" * round(accuracy * 30)
             lines.append(f"{name:<{width}}  {accuracy:.4f}  {bar:<30}  {count:,} images")
         return "\n".join(lines)
+
+    def _figures(self) -> dict[str, str]:
+        low, high = self.confidence_interval()
+        top5 = {} if self.top5 is None else {"top-5": f"{self.top5:.4f}"}
+        accuracy = f"{self.accuracy:.4f} (95 % interval {low:.4f}–{high:.4f})"
+        return {
+            "accuracy": accuracy,
+            **top5,
+            "loss": f"{self.loss:.4f}",
+            "ECE": f"{self.ece:.4f}",
+            "images": f"{self.n:,}",
+        }
+
+    def _repr_html_(self) -> str:
+        how = "<p>A row for each true class, a column for each answer of the model:</p>"
+        return f"{figures_line(self._figures())}{how}{confusion_table(self.confusion, self.classes)}"
 
 
 @checked
@@ -149,10 +319,17 @@ def evaluate(
     return Evaluation.from_logits(logits, labels, classes)
 
 
-def _calibration_error(confidence: Tensor, correct: Tensor) -> float:
-    """Sum |accuracy - confidence| over the bins (i/15, (i+1)/15], weighted by their images."""
+def _bins(confidence: Tensor, correct: Tensor) -> tuple[Bin, ...]:
+    """Images, mean confidence and accuracy of the bins (i/15, (i+1)/15]."""
     bins = (confidence * CALIBRATION_BINS).ceil().clamp(1, CALIBRATION_BINS).long() - 1
-    gaps = torch.zeros(CALIBRATION_BINS, dtype=torch.float64, device=confidence.device).index_add_(
-        0, bins, correct - confidence
-    )
-    return (gaps.abs().sum() / len(confidence)).item()
+    counts = torch.bincount(bins, minlength=CALIBRATION_BINS)
+    sums = confidence.new_zeros(2, CALIBRATION_BINS).index_add_(1, bins, torch.stack([confidence, correct]))
+    return tuple(Bin(*row) for row in zip(counts.tolist(), *(sums / counts.clamp_min(1)).tolist(), strict=True))
+
+
+def _mistakes(confidence: Tensor, predicted: Tensor, labels: Tensor) -> tuple[Mistake, ...]:
+    """The most confident mistakes, the worst first; of equal ones the first image."""
+    wrong = (predicted != labels).nonzero()[:, 0]
+    worst = wrong[confidence[wrong].sort(descending=True, stable=True).indices[:MISTAKES]]
+    columns = (worst, labels[worst], predicted[worst], confidence[worst])
+    return tuple(Mistake(*row) for row in zip(*(column.tolist() for column in columns), strict=True))

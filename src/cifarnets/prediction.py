@@ -5,13 +5,14 @@ import math
 import os
 import threading
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple, TypeAlias, overload
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from cifarnets._device import resolve_device
+from cifarnets._html import predictions_table
 from cifarnets.datasets.images import normalize
 from cifarnets.datasets.pictures import SIZE, Picture, find_pictures, to_picture, to_pictures
 from cifarnets.errors import InputError, brief, unknown_name
@@ -19,8 +20,32 @@ from cifarnets.inference import TTA, check_model, check_probabilities, eval_mode
 from cifarnets.models.classifier import head
 from cifarnets.models.metadata import get_meta, unwrap
 
-Prediction: TypeAlias = list[tuple[str, float]]
-"""Class names with their probabilities, the likeliest first."""
+
+class Prediction(list[tuple[str, float]]):
+    """Class names with their probabilities, the likeliest first; a notebook draws them as bars.
+
+    Examples:
+        >>> from cifarnets.prediction import Prediction
+        >>> Prediction([("cat", 0.75), ("dog", 0.25)])[0]
+        ('cat', 0.75)
+    """
+
+    def _repr_html_(self) -> str:
+        return str(predictions_table([self]))
+
+
+class Predictions(list[Prediction]):
+    """One `Prediction` for each picture; a notebook draws a row of bars for each.
+
+    Examples:
+        >>> from cifarnets.prediction import Prediction, Predictions
+        >>> Predictions([Prediction([("cat", 0.75)]), Prediction([("dog", 0.5)])])
+        [[('cat', 0.75)], [('dog', 0.5)]]
+    """
+
+    def _repr_html_(self) -> str:
+        return str(predictions_table(self))
+
 
 BATCH_SIZE = 1000
 """Pictures that go through a model at a time."""
@@ -39,7 +64,7 @@ def predict(
     std: Sequence[float] | None = None,
     device: str | torch.device = "auto",
     tta: TTA | None = None,
-) -> Prediction | list[Prediction]:
+) -> Prediction | Predictions:
     """Classify a picture, or several.
 
     A picture of another size is resized (bilinear, antialiased), a photograph is turned as its EXIF tag says, and all
@@ -86,7 +111,7 @@ def predict(
             raise InputError(f"topk must be a whole number, not {brief(topk)}.")
         topk = int(topk)
     if not inputs.shape[0]:
-        return []
+        return Predictions()
     target = resolve_device(device)
     with eval_mode(model, target) as session:
         parts = [forward_logits(model, part.to(target, session.dtype), tta).cpu() for part in _split(inputs)]
@@ -101,10 +126,10 @@ def predict(
     values = top.values.tolist()
     if any(math.isnan(row[0]) for row in values):
         check_probabilities(probabilities)  # raises
-    predictions = [
-        [(names[index], probability) for index, probability in zip(row, shares, strict=True)]
+    predictions = Predictions(
+        Prediction((names[index], probability) for index, probability in zip(row, shares, strict=True))
         for row, shares in zip(top.indices.tolist(), values, strict=True)
-    ]
+    )
     return predictions[0] if single else predictions
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -44,6 +45,48 @@ def test_csv_keeps_every_digit_and_every_column(history: History, tmp_path: Path
 def test_json_lines_come_back_as_they_were(history: History, tmp_path: Path) -> None:
     path = history.to_jsonl(tmp_path / "history.jsonl")
     assert [json.loads(line) for line in path.read_text().splitlines()] == history
+
+
+def test_csv_comes_back_as_it_was(history: History, tmp_path: Path) -> None:
+    assert History.from_csv(history.to_csv(tmp_path / "history.csv")) == history
+    assert History.from_csv(History().to_csv(tmp_path / "empty.csv")) == []
+
+
+@pytest.mark.parametrize("content", ["loss\n1\n", "epoch,loss\n1,two\n", "epoch\n1,2\n", "epoch\ninf\n", "epoch\n\0\n"])
+def test_what_is_no_history_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "history.csv").write_text(content)
+    with pytest.raises(InputError, match=r"cannot read a history from .*history\.csv"):
+        History.from_csv(tmp_path / "history.csv")
+    with pytest.raises(InputError, match=r"cannot read a history from .*none\.csv"):
+        History.from_csv(tmp_path / "none.csv")
+
+
+def test_a_table_has_a_row_an_epoch(history: History) -> None:
+    table = history.to_dataframe()
+    assert table.index.tolist() == [1, 2]
+    assert table.index.name == "epoch"
+    assert list(table.columns) == ["loss", "accuracy", "lr", "val_loss", "val_accuracy"]
+    assert table.loc[2, "val_loss"] == 0.6
+    assert table["val_loss"].isna().tolist() == [True, False]
+
+
+def test_a_table_without_pandas(history: History, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'cifarnets\[tables\]'"):
+        history.to_dataframe()
+
+
+def test_a_notebook_shows_curves_and_the_last_epochs(history: History) -> None:
+    shown = history._repr_html_()
+    assert shown.count("<polyline") == 4
+    assert 'aria-label="loss by epoch: training ends at 0.5; validation ends at 0.6"' in shown
+    assert '<th scope="col">val accuracy</th>' in shown
+    assert "<td>0.75</td>" in shown
+    assert History()._repr_html_() == "<p>no epoch yet</p>"
+    long = History({"epoch": n, "loss": 1 / n} for n in range(1, 5001))._repr_html_()
+    assert len(re.findall(r"[\d.]+,[\d.]+", long.partition('points="')[2].partition('"')[0])) <= 402
+    diverged = History([{"epoch": 1, "loss": float("inf")}])._repr_html_()
+    assert "<polyline" not in diverged
 
 
 @pytest.mark.parametrize("write", [History.to_csv, History.to_jsonl])

@@ -10,6 +10,7 @@ import pytest
 from torch import nn
 
 from cifarnets import Trainer
+from cifarnets._progress import progress_bar
 from cifarnets.datasets import BatchLoader
 from cifarnets.training import Callback, ProgressBar
 
@@ -79,3 +80,18 @@ def test_a_notebook_shows_the_bar_and_ipython_on_a_pipe_does_not(
     monkeypatch.delitem(sys.modules, "tqdm.auto", raising=False)
     fit(net, loader, epochs=1)
     assert ("100%|" in capfd.readouterr().err) == (kernel is not None)
+
+
+@pytest.mark.parametrize(
+    ("show", "kernel", "seen"), [(None, None, False), (None, object(), True), (False, object(), False)]
+)
+def test_other_bars_are_there_in_a_notebook_too(
+    show: bool | None, kernel: object, seen: bool, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of `ImageDataset.from_folder` and of the download; here, stderr is no terminal."""
+    shell = SimpleNamespace(kernel=kernel)
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
+    monkeypatch.delitem(sys.modules, "tqdm.auto", raising=False)
+    with progress_bar(show, total=2) as bar:
+        bar.update(2)
+    assert ("100%|" in capfd.readouterr().err) == seen

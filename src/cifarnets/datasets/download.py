@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import IO, Any
 
 from cifarnets._files import write_atomic
+from cifarnets._progress import progress_bar
 from cifarnets.datasets.files import FOLDER, META_FILES, TEST_FILES, TRAIN_FILES, check_md5, data_root, is_complete
 from cifarnets.errors import DataCorruptError, DownloadError, InputError, OutputError
 
@@ -186,8 +187,6 @@ def _download(sources: Sequence[str], part: Path, deadline: float | None) -> Non
 
 def _fetch(url: str, file: IO[bytes], part: Path, deadline: float | None, slowest: int) -> None:
     """Append what is missing of `url` to the file; a slow source is left after `PATIENCE`."""
-    from tqdm import tqdm
-
     have = _size(file)
     if have == ARCHIVE_BYTES:
         return  # as after a disk that was full while unpacking
@@ -231,13 +230,12 @@ def _fetch(url: str, file: IO[bytes], part: Path, deadline: float | None, slowes
             with _writing(part):
                 file.seek(start)  # what lies behind it stays, until the same bytes have come again
             watchdog.hang_up_in(left)
-            with tqdm(
+            with progress_bar(
                 desc=f"CIFAR-10 from {urllib.parse.urlsplit(url).netloc}",
                 total=ARCHIVE_BYTES,
                 initial=start,
                 unit="B",
                 unit_scale=True,
-                disable=None,
             ) as bar:
                 received, since, before = 0, started, 0
                 while chunk := _read(response, watchdog, silent):

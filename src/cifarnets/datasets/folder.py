@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from cifarnets._files import as_path
+from cifarnets._progress import progress_bar
 from cifarnets.datasets.pictures import find_pictures, read_ahead, to_picture
 from cifarnets.errors import CifarNetsError, DataNotFoundError, InputError, UnknownNameError, brief
 
@@ -68,8 +69,6 @@ def read_folder(
         UnknownNameError: A folder is none of the classes.
         InputError: A class folder holds no picture; or files are bad, and are not to be skipped.
     """
-    from tqdm import tqdm
-
     found = class_folders(folder)
     names = [path.name for path in found] if classes is None else list(classes)
     if strange := [path.name for path in found if path.name not in names]:
@@ -90,14 +89,13 @@ def read_folder(
         _LOG.warning("%d pictures in %r lie in no class folder, and are left out.", len(outside), str(folder))
     images = torch.empty(len(files), channels, *size, dtype=torch.uint8, device="cpu")
     good, bad = [], []
-    with tqdm(
+    with progress_bar(
+        None if progress else False,
         total=len(files),
         desc=f"pictures in {Path(folder).name}",
-        disable=None if progress else True,
         delay=0.5,
         unit="picture",
         leave=False,
-        dynamic_ncols=True,
     ) as bar:
         for index, (_, picture) in enumerate(read_ahead(files, lambda file: to_picture(file, channels, size))):
             if isinstance(picture, CifarNetsError):

@@ -11,11 +11,12 @@ from typing import Any, Literal, get_args
 from torch.nn.parameter import UninitializedParameter
 
 from cifarnets._checked import checked
+from cifarnets._html import facts_table, html
 from cifarnets.errors import InputError
 from cifarnets.models.profile import summary
 from cifarnets.models.registry import model_class, registered, skeleton, unknown_model
 from cifarnets.models.storage import unknown_weights
-from cifarnets.weights.index import Release, releases
+from cifarnets.weights.index import Release, mean_and_std, releases
 
 Sort = Literal["name", "parameters", "macs", "accuracy"]
 
@@ -79,6 +80,16 @@ class ModelInfo:
         facts = asdict(self)
         release = facts.pop("release")
         return {**facts, "macs": self.macs, "release": release}
+
+    def _repr_html_(self) -> str:
+        facts: dict[str, object] = {"parameters": f"{self.parameters:,}"}
+        with contextlib.suppress(_UncountableError):
+            facts["multiply-adds an image"] = f"{self.macs:,}"
+        if self.release is not None:
+            facts["test accuracy"] = mean_and_std(self.release.accuracy, self.release.accuracy_std)
+            facts["classes"] = ", ".join(self.release.classes)
+        facts["arguments of create"] = ", ".join(f"{key}={value!r}" for key, value in self.config.items())
+        return str(html("<p><b>{}</b>: {}</p>{}", self.name, self.description, facts_table(facts)))
 
 
 @checked

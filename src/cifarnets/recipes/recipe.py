@@ -34,6 +34,8 @@ LARGEST_FILE = 16_000
 """Bytes of a TOML file: the time that a reader takes grows with the square of a hostile one."""
 MOST_DOTS = 100
 """Dots in a line of a TOML file: the reader walks down a dotted key part by part, for every part again."""
+SPELLINGS = {"optimizer_options": "--option", "schedule_options": "--schedule-option"}
+"""The options of the command line whose names are not those of the fields."""
 LARGEST_NUMBER = 2**63
 """What a seed must be below; torch and JSON readers take no larger number."""
 
@@ -335,6 +337,60 @@ def known_as(recipe: Recipe) -> str | None:
         if not replace(other, seed=recipe.seed).differences(recipe):
             return name
     return None
+
+
+def flag_of(name: str) -> str:
+    """Return the option of `cifarnets train` for a field.
+
+    Examples:
+        >>> from cifarnets.recipes.recipe import flag_of
+        >>> flag_of("batch_size"), flag_of("optimizer_options")
+        ('--batch-size', '--option')
+    """
+    return SPELLINGS.get(name, "--" + name.replace("_", "-"))
+
+
+def command_of(recipe: Recipe) -> list[str]:
+    """Return the words of the command that trains as a recipe says.
+
+    Examples:
+        >>> from dataclasses import replace
+        >>> from cifarnets.recipes import Recipe, load_recipe
+        >>> from cifarnets.recipes.recipe import command_of
+        >>> " ".join(command_of(Recipe("convnet", epochs=5, optimizer_options={"momentum": 0.9})))
+        'cifarnets train convnet --epochs 5 --option momentum=0.9'
+        >>> " ".join(command_of(replace(load_recipe("convnet"), seed=3)))
+        'cifarnets train --recipe convnet --seed 3'
+    """
+    known = known_as(recipe)
+    if known is not None:
+        return ["cifarnets", "train", "--recipe", known, "--seed", str(recipe.seed)]
+    words = ["cifarnets", "train", recipe.model]
+    usual, chosen = Recipe(recipe.model).to_dict(), recipe.to_dict()
+    for name, value in chosen.items():
+        flag = flag_of(name)
+        if value == usual[name]:
+            continue
+        if isinstance(value, bool):
+            words.append(flag if value else f"--no-{flag[2:]}")
+        elif isinstance(value, dict):
+            for key, item in value.items():
+                words += [flag, f"{key}={_as_value(item)}"]
+        else:
+            words += [flag, ",".join(value) if isinstance(value, list) else str(value)]
+    return words
+
+
+def _as_value(item: object) -> str:
+    """A value as the command line reads it: JSON, and text as it is, unless it could be taken for JSON."""
+    text = json.dumps(item)
+    if not isinstance(item, str):
+        return text
+    try:
+        json.loads(item)
+    except ValueError:
+        return item
+    return text
 
 
 def recipe_name(name: str | os.PathLike[str]) -> str:

@@ -153,7 +153,7 @@ def run_recipe(
     starts: list[Any] = []
     recipe = recipe and _settled(recipe)
     if resume and (folder / RUN_FILE).is_file():
-        recipe, starts = _read_run(folder, recipe)
+        recipe, starts = read_run(folder, recipe)
     elif recipe is None:
         raise InputError(f"there is no run in {str(folder)!r} to resume.")
     parts = _datasets(recipe, root, progress)
@@ -291,8 +291,12 @@ def _results(recipe: Recipe, evaluations: Mapping[str, Evaluation]) -> dict[str,
     }
 
 
-def _read_run(folder: Path, expected: Recipe | None) -> tuple[Recipe, list[Any]]:
-    """The recipe of the run in a folder, and its starts so far."""
+def read_run(folder: Path, expected: Recipe | None = None) -> tuple[Recipe, list[Any]]:
+    """Read the recipe of the run in a folder, and its starts so far: time, versions, machine and command.
+
+    Raises:
+        InputError: There is no run, its file is damaged, or it has another recipe than the expected one.
+    """
     try:
         with (folder / RUN_FILE).open("rb") as file:
             text = file.read(LARGEST_RUN_FILE + 1)

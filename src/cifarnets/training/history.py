@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cifarnets._checked import checked
-from cifarnets._figures import new_figure, save_figure
-from cifarnets._files import write_atomic
-from cifarnets.errors import InputError
+from cifarnets._figures import BLUE, VERMILLION, new_figure, save_figure, style_chart
+from cifarnets._files import as_path, write_atomic
+from cifarnets._html import Line, history_table, html, join, line_chart
+from cifarnets._tables import dataframe
+from cifarnets.errors import InputError, brief
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.figure import Figure
 
 
@@ -76,6 +79,52 @@ class History(list[dict[str, Any]]):
         """
         return write_atomic(path, "".join(json.dumps(row) + "\n" for row in self))
 
+    @classmethod
+    @checked
+    def from_csv(cls, path: str | os.PathLike[str]) -> "History":
+        """Read what `to_csv` wrote, such as the `history.csv` of a run.
+
+        Examples:
+            >>> from cifarnets.training import History
+            >>> path = History([{"epoch": 1, "loss": 1.5}]).to_csv("history.csv")
+            >>> History.from_csv(path)
+            [{'epoch': 1, 'loss': 1.5}]
+
+        Raises:
+            InputError: The file cannot be read, or is no history.
+        """
+        try:
+            with as_path(path).open(newline="", encoding="utf-8") as file:
+                rows = [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
+            return cls([{**row, "epoch": int(row["epoch"])} for row in rows])
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, csv.Error) as error:
+            raise InputError(f"cannot read a history from {str(path)!r}: {brief(str(error), quotes=False)}.") from error
+
+    def to_dataframe(self) -> "pd.DataFrame":
+        """Return a pandas table with a row for each epoch and a column for each figure (the extra `tables`).
+
+        Examples:
+            >>> from cifarnets.training import History
+            >>> table = History([{"epoch": 1, "loss": 1.5}, {"epoch": 2, "loss": 1.25}]).to_dataframe()
+            >>> float(table["loss"].min())
+            1.25
+
+        Raises:
+            MissingExtraError: pandas is not installed.
+        """
+        rows = [{key: value for key, value in row.items() if key != "epoch"} for row in self]
+        return dataframe(rows, index=self.column("epoch"), name="epoch")
+
+    def _repr_html_(self) -> str:
+        if not self:
+            return "<p>no epoch yet</p>"
+        charts = []
+        for title in ("loss", "accuracy"):
+            names = {title: "training", f"val_{title}": "validation"}
+            lines = [Line(name, self.column(key), color) for color, (key, name) in enumerate(names.items())]
+            charts.append(line_chart(title, self.column("epoch"), lines))
+        return str(html('<div style="display:flex;flex-wrap:wrap">{}</div>{}', join(charts), history_table(self[-5:])))
+
     @checked
     def plot(self, path: str | os.PathLike[str] | None = None) -> "Figure":
         """Plot loss and accuracy of training and validation over the epochs. This needs the extra `plots`.
@@ -93,12 +142,14 @@ class History(list[dict[str, Any]]):
         """
         if not self:
             raise InputError("there is nothing to plot: the history has no epoch yet.")
-        figure = new_figure(9, 3.5)
+        figure = new_figure(6.4, 2.8)
         for axes, key in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
-            for name, label in ((key, "training"), (f"val_{key}", "validation")):
+            for name, label, color, line in (
+                (key, "training", BLUE, "-"),
+                (f"val_{key}", "validation", VERMILLION, "--"),
+            ):
                 if any(name in row for row in self):
-                    axes.plot(self.column("epoch"), self.column(name), label=label)
-            axes.set(xlabel="epoch", ylabel=key)
-            axes.grid(alpha=0.3)
-            axes.legend()
+                    axes.plot(self.column("epoch"), self.column(name), line, color=color, label=label)
+            axes.xaxis.get_major_locator().set_params(integer=True)
+            style_chart(axes, xlabel="epoch", ylabel=key)
         return save_figure(figure, path)

@@ -5,12 +5,12 @@ import logging
 import os
 import sys
 import time
-import warnings
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cifarnets._checked import checked
+from cifarnets._progress import in_notebook, progress_bar
 from cifarnets.errors import MissingExtraError, OutputError
 from cifarnets.training.callbacks import Callback
 from cifarnets.training.history import History
@@ -51,7 +51,6 @@ class ProgressBar(Callback):
         self._lines: _Lines | None = None
 
     def on_fit_start(self, trainer: "Trainer") -> None:
-        notebook = _in_notebook()
         try:
             batches = len(trainer.loader)  # type: ignore[arg-type]
         except TypeError:
@@ -60,10 +59,10 @@ class ProgressBar(Callback):
         self._looked = 0.0
         self._note = ""
         self._size = getattr(trainer.loader, "batch_size", None)
-        if self.show is None and not notebook and not sys.stderr.isatty():
+        if self.show is None and not in_notebook() and not sys.stderr.isatty():
             self._lines = _Lines(trainer, batches, total)
         elif self.show is not False:
-            self._bar = _make_bar(notebook)(total=total, unit="batch", dynamic_ncols=True, leave=True)
+            self._bar = progress_bar(True, total=total, unit="batch")
 
     def on_batch_end(self, trainer: "Trainer") -> None:
         if self._lines is not None:
@@ -150,26 +149,6 @@ def _figures_so_far(trainer: "Trainer") -> str:
     """Loss of the last batch, and accuracy of the epoch as far as this process's shards go."""
     accuracy = min(trainer.metrics.accuracy() * trainer.world.size, 1)
     return f"loss {trainer.last_loss.item():.4f}, accuracy {accuracy:.4f}"
-
-
-def _in_notebook() -> bool:
-    """Whether a notebook shows what is printed: its shell has a kernel, and IPython's on a terminal has none."""
-    ipython = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if ipython is not None and hasattr(ipython, "get_ipython") else None
-    return getattr(shell, "kernel", None) is not None
-
-
-def _make_bar(notebook: bool) -> Any:
-    """The class of tqdm's bar: a notebook's own where ipywidgets is installed."""
-    if not notebook:
-        from tqdm import tqdm
-
-        return tqdm
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that ipywidgets is missing: a bar of text does as well
-        from tqdm.auto import tqdm as notebook_tqdm
-
-    return notebook_tqdm
 
 
 class ArticleLog(Callback):

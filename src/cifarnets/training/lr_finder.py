@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from cifarnets._checked import checked
-from cifarnets._figures import new_figure, save_figure
+from cifarnets._figures import BLUE, VERMILLION, new_figure, save_figure, style_chart
 from cifarnets.errors import DivergedError, InputError
 from cifarnets.inference import Batches
 from cifarnets.training.trainer import Trainer
@@ -53,12 +53,12 @@ class LRSearch:
         Raises:
             MissingExtraError: matplotlib is not installed.
         """
-        figure = new_figure(5, 3.5)
+        figure = new_figure(4.8, 3.2)
         axes = figure.subplots()
-        axes.plot(self.rates, self.losses)
-        axes.axvline(self.suggestion, linestyle="--", color="gray", label=f"suggestion {self.suggestion:.2g}")
-        axes.set(xscale="log", xlabel="learning rate", ylabel="loss")
-        axes.legend()
+        axes.plot(self.rates, self.losses, color=BLUE)
+        axes.axvline(self.suggestion, linestyle="--", color=VERMILLION, label=f"suggestion {self.suggestion:.2g}")
+        axes.set_xscale("log")
+        style_chart(axes, xlabel="learning rate", ylabel="loss")
         return save_figure(figure, path)
 
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cifarnets import models
+from cifarnets import load, models, predict
 from cifarnets.datasets import CIFAR10Normalized, ImageDataset
 from cifarnets.errors import InputError, MissingExtraError, OutputError
-from cifarnets.viz import show, show_kernels, show_maps
+from cifarnets.viz import show, show_kernels, show_maps, show_normalized, show_predictions
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -70,8 +70,9 @@ class TestShow:
     )
     def test_rows_are_full_where_they_can_be(self, count: int, rows: int, columns: int) -> None:
         figure = show(torch.zeros(count, 3, 2, 2))
-        grid = figure.axes[0].get_gridspec()
-        assert (grid.nrows, grid.ncols) == (rows, columns)
+        places = [axes.get_position().p0.round(3).tolist() for axes in figure.axes]
+        assert len({x for x, _ in places}) == columns
+        assert len({y for _, y in places}) == rows
         assert len(figure.axes) == count
 
     def test_values_outside_are_clipped(self) -> None:
@@ -183,8 +184,9 @@ class TestShowKernels:
         weight = torch.zeros(2, 4, 3, 3)
         weight[1, 2], weight[0, 0] = 2.0, -1.0
         figure = show_kernels(weight)
-        grid = figure.axes[0].get_gridspec()
-        assert (grid.nrows, grid.ncols) == (2, 4)
+        places = [axes.get_position().p0.round(3).tolist() for axes in figure.axes]
+        assert len({y for _, y in places[:4]}) == len({y for _, y in places[4:]}) == 1
+        assert [x for x, _ in places[:4]] == [x for x, _ in places[4:]] == sorted({x for x, _ in places})
         assert titles(figure)[6] == "1, 2"
         assert [float(picture[0, 0]) for picture in drawn(figure)] == [0.25, 0.5, 0.5, 0.5, 0.5, 0.5, 1.0, 0.5]
 
@@ -276,3 +278,67 @@ def test_tensors_without_pixels_are_refused(kind: str) -> None:
     for call in (show, show_maps, show_kernels):
         with pytest.raises(InputError, match="a dense tensor with values"):
             call(values)
+
+
+class TestShowPredictions:
+    PREDICTIONS = ([("cat", 0.75), ("dog", 0.25)], [("dog", 0.5), ("cat", 0.25)])
+
+    @staticmethod
+    def images() -> Tensor:
+        return torch.randint(256, (2, 3, 8, 8), dtype=torch.uint8)
+
+    def test_right_and_wrong_are_told_by_mark_and_colour(self) -> None:
+        best = [guess[:1] for guess in self.PREDICTIONS]
+        for labels, classes in ((["cat", "cat"], None), (torch.tensor([1, 1]), ["dog", "cat"])):
+            figure = show_predictions(self.images(), best, labels, classes=classes)
+            assert titles(figure) == ["✓ cat 0.75", "✗ dog 0.50\nis: cat"]
+            colors = [axes.title.get_color() for axes in figure.axes]
+            assert len(set(colors)) == 2
+        assert titles(show_predictions(self.images(), best)) == ["cat 0.75", "dog 0.50"]
+
+    def test_several_classes_are_bars(self) -> None:
+        figure = show_predictions(self.images(), self.PREDICTIONS, ["cat", "cat"])
+        assert titles(figure) == ["✓ cat 0.75", "✗ dog 0.50\nis: cat"]
+        bars = [[bar.get_width() for bar in axes.patches] for axes in figure.axes if not axes.images]
+        assert bars == [[0.75, 0.25], [0.5, 0.25]]
+        names = [text.get_text() for axes in figure.axes for text in axes.texts]
+        assert names == ["cat 0.75", "dog 0.25", "dog 0.50", "cat 0.25"]
+
+    def test_one_image_with_what_predict_returns_for_it(self) -> None:
+        model = load("convnet")
+        figure = show_predictions(self.images()[0], predict(model, self.images()[0], topk=2), "ship")
+        assert len(drawn(figure)) == 1
+
+    def test_what_does_not_fit_is_refused(self) -> None:
+        images = self.images()
+        with pytest.raises(InputError, match="2 images, 1 predictions, 2 labels"):
+            show_predictions(images, self.PREDICTIONS[:1], ["cat", "cat"])
+        with pytest.raises(InputError, match="the label 1 is a number: pass classes="):
+            show_predictions(images, self.PREDICTIONS, [1, 1])
+        with pytest.raises(InputError, match="7 is no number of one of the classes"):
+            show_predictions(images, self.PREDICTIONS, [7, 1], classes=["cat"])
+        with pytest.raises(InputError, match=r"predictions are what cifarnets\.predict returns"):
+            show_predictions(images, [3, 5])
+        with pytest.raises(InputError, match="names no class"):
+            show_predictions(images, [[], []])
+
+
+class TestShowNormalized:
+    def test_step_7_the_image_and_what_becomes_of_it(self, image: Tensor) -> None:
+        figure = show_normalized(image, mean=(0.5, 0.25, 0.5), std=(0.25, 0.5, 0.5))
+        before, after = drawn(figure)
+        torch.testing.assert_close(before, image.permute(1, 2, 0) / 255)
+        mean, std = torch.tensor([[0.5, 0.25, 0.5], [0.25, 0.5, 0.5]]).view(2, 3, 1, 1)
+        expected = (image / 255 - mean) / std
+        torch.testing.assert_close(after, expected.clamp(0, 1).permute(1, 2, 0))
+        below = [axes for axes in figure.axes if not axes.images]
+        for axes, values in zip(below, (image / 255, expected), strict=True):
+            assert [text.get_text() for text in axes.get_legend().get_texts()] == ["red", "green", "blue"]
+            for stairs, channel in zip(axes.patches, values, strict=True):
+                heights, edges, _ = stairs.get_data()
+                assert heights.sum() == channel.numel()
+                assert edges[0] <= channel.min() <= channel.max() <= edges[-1]
+
+    def test_constants_must_fit(self, image: Tensor) -> None:
+        with pytest.raises(InputError, match="images of 1 channels need 1 means"):
+            show_normalized(image[:1])
