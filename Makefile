@@ -48,8 +48,8 @@ lint-workflows: ## the files in .github and CITATION.cff
 
 ISSUE_FORMS = $(filter-out %/config.yml, $(wildcard .github/ISSUE_TEMPLATE/*.yml))
 
-test: ## all tests, with coverage
-	$(PYTHON) -m pytest --cov --cov-report=term-missing:skip-covered
+test: ## all tests, with coverage, a process for each core
+	$(PYTHON) -m pytest -n auto --dist loadfile --cov --cov-report=term-missing:skip-covered
 
 test-lowest: ## the tests with the oldest versions that pyproject.toml allows, on Python 3.10
 	python3.10 -m venv .venv-lowest

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cifarnets.datasets import Augment, BatchLoader, ImageDataset, SyntheticCIFAR10
+from cifarnets.datasets.augment import LARGEST_AMOUNTS
 from cifarnets.errors import InputError
 
 IMAGES = torch.randint(0, 256, (23, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -201,7 +202,28 @@ def test_channels_last_changes_the_layout_and_no_number() -> None:
     assert torch.equal(a, b)
 
 
+def test_a_ramp_lets_the_share_of_the_other_image_grow_and_the_last_epochs_have_whole_images() -> None:
+    plain = _loader(Augment(flip=None, mixup=1.0), batch_size=23)
+    ramped = _loader(Augment(flip=None, mixup=1.0, mix_ramp=4, mix_epochs=6), batch_size=23)
+    hard = F.one_hot(torch.tensor(DATASET.targets), 5).float()
+    for epoch in range(8):
+        whole, part = (1 - float(next(iter(loader))[1][1, 1]) for loader in (plain, ramped))
+        assert part == pytest.approx(0 if epoch >= 6 else whole * min(1, (epoch + 1) / 4), abs=1e-5)
+    images, labels = next(iter(ramped))
+    assert torch.equal(images, IMAGES.float() / 255)
+    assert torch.equal(labels, hard), "labels keep their form"
+
+
 def test_impossible_amounts_are_refused() -> None:
+    for name, largest in LARGEST_AMOUNTS.items():
+        for amount in (-0.1, largest + 0.1, float("nan"), "1", True, None):
+            with pytest.raises(InputError, match=f"{name} must be a number from 0 to {largest:g}, not"):
+                Augment(**{name: amount})  # type: ignore[arg-type]
+    for epochs in (-1, 1.5, True):
+        with pytest.raises(InputError, match="mix_ramp must be a whole number of epochs"):
+            Augment(mixup=0.2, mix_ramp=epochs)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="choose one of these too"):
+        Augment(mix_epochs=3)
     with pytest.raises(InputError, match="'random', 'alternating' or None, not 'always'"):
         Augment(flip="always")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="must not be negative"):

@@ -4,20 +4,35 @@ All chance is drawn on the CPU, once an epoch and for each image, from `(seed, e
 neither on the batches before it nor on the device.
 """
 
+import math
 import numbers
 import operator
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from cifarnets.errors import InputError
+from cifarnets.datasets.distort import add_contrast, brighten, rotate, saturate, sharpen, turn_hue
+from cifarnets.errors import InputError, brief
 from cifarnets.seeding import generator
 
+LARGEST_AMOUNTS = {
+    "rotate": 180.0,
+    "sharpness": 10.0,
+    "brightness": 10.0,
+    "contrast": 10.0,
+    "saturation": 10.0,
+    "hue": 0.5,
+    "erase": 1.0,
+}
+ERASED_AREA, ERASED_ASPECT = (0.02, 0.33), (0.3, 3.3)
+"""Of an erased rectangle: its share of the image, and its height over its width (section 3.2 of the paper)."""
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Augment:
     """What `BatchLoader` does to training images.
 
@@ -39,6 +54,16 @@ class Augment:
             2018); 0 for never.
         cutmix: Paste a rectangle of another image of the batch, whose area is drawn from Beta(a, a), and mix the
             labels (Yun et al. 2019); 0 for never.
+        mix_ramp: Epochs in which the share of the other image grows from nothing to that of mixup or cutmix.
+        mix_epochs: Mix in this many first epochs only; 0 for all. Training often ends with whole images.
+        rotate: Rotate by up to this many degrees in each direction; corners fill up with the reflection.
+        sharpness: Sharpen by a factor between 1 and 1 plus this.
+        brightness: Multiply values by a factor between 1 minus and 1 plus this.
+        contrast: Move values from their mean grey by such a factor.
+        saturation: Move colours from grey by such a factor.
+        hue: Turn the colour wheel by up to this much of a turn in each direction, at most 0.5.
+        erase: Probability of blanking a random rectangle of 2 to 33 % of the image (Zhong et al. 2020, "Random Erasing
+            Data Augmentation").
 
     Raises:
         InputError: A value is out of range, or both mixup and cutmix are chosen.
@@ -49,6 +74,20 @@ class Augment:
     cutout: int = 0
     mixup: float = 0.0
     cutmix: float = 0.0
+    mix_ramp: int = 0
+    mix_epochs: int = 0
+    rotate: float = 0.0
+    sharpness: float = 0.0
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+    hue: float = 0.0
+    erase: float = 0.0
+
+    def __repr__(self) -> str:
+        # Checkpoints of before these fields hold the text of the first five, and must resume.
+        shown = [f for number, f in enumerate(fields(self)) if number < 5 or getattr(self, f.name) != f.default]
+        return f"Augment({', '.join(f'{f.name}={getattr(self, f.name)!r}' for f in shown)})"
 
     def __post_init__(self) -> None:
         if not (self.flip is None or (isinstance(self.flip, str) and self.flip in ("random", "alternating"))):
@@ -65,10 +104,49 @@ class Augment:
             object.__setattr__(self, name, operator.index(amount))
         for name, strength in strengths.items():
             object.__setattr__(self, name, float(strength))
+        for name in ("mix_ramp", "mix_epochs"):
+            epochs: Any = getattr(self, name)
+            if isinstance(epochs, bool) or not isinstance(epochs, numbers.Integral) or not 0 <= int(epochs) < 2**31:
+                raise InputError(f"{name} must be a whole number of epochs, at least 0, not {brief(epochs)}.")
+            object.__setattr__(self, name, operator.index(epochs))
+        for name, largest in LARGEST_AMOUNTS.items():
+            value: Any = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 <= float(value) <= largest:
+                raise InputError(f"{name} must be a number from 0 to {largest:g}, not {brief(value)}.")
+            object.__setattr__(self, name, float(value))
         if not 0 <= self.translate < 32 or self.cutout < 0 or self.mixup < 0 or self.cutmix < 0:
             raise InputError(f"augmentation amounts must not be negative, nor translate above 31: {self}.")
         if self.mixup and self.cutmix:
             raise InputError("mixup and cutmix both replace the labels of a batch; choose one.")
+        if (self.mix_ramp or self.mix_epochs) and not (self.mixup or self.cutmix):
+            raise InputError("mix_ramp and mix_epochs are about mixup or cutmix: choose one of these too.")
+
+    def distortions(self) -> "dict[str, tuple[_Distortion, float, float]]":
+        """What is done to the values of images: the function, and the range of its amount.
+
+        Examples:
+            >>> from cifarnets.datasets import Augment
+            >>> {name: bounds for name, (_, *bounds) in Augment(rotate=15, contrast=0.1).distortions().items()}
+            {'rotate': [-15.0, 15.0], 'contrast': [0.9, 1.1]}
+        """
+        around_one: dict[str, _Distortion] = {
+            "brightness": brighten,
+            "contrast": add_contrast,
+            "saturation": saturate,
+        }
+        ranges: dict[str, tuple[_Distortion, float, float]] = {
+            "rotate": (rotate, -self.rotate, self.rotate),
+            "sharpness": (sharpen, 1.0, 1 + self.sharpness),
+            **{
+                name: (function, max(0.0, 1 - getattr(self, name)), 1 + getattr(self, name))
+                for name, function in around_one.items()
+            },
+            "hue": (turn_hue, -self.hue, self.hue),
+        }
+        return {name: found for name, found in ranges.items() if getattr(self, name)}
+
+
+_Distortion = Callable[[Tensor, Tensor], Tensor]
 
 
 class Augmenter:
@@ -130,10 +208,21 @@ class Augmenter:
         if augment.translate:
             down, right = torch.randint(0, 2 * augment.translate + 1, (2, count), generator=chance, device="cpu")
             starts += down * row_step + right * column_step
-        self._starts = starts.to(self._windows.device)
+        device = self._windows.device
+        self._starts = starts.to(device)
+        holes = []  # first rows and columns, and sides, int64 [2, N] each
+        sides = torch.tensor(self.size, device="cpu")[:, None]
         if augment.cutout:
-            sides = torch.tensor(self.size, device="cpu")[:, None]
-            self._holes = (_uniform(chance, 2, count) * sides).long().to(self._windows.device)
+            centers = (_uniform(chance, 2, count) * sides).long()
+            holes.append((centers - augment.cutout // 2, torch.full_like(centers, augment.cutout)))
+        if augment.erase:
+            holes.append(_rectangles(generator(self.seed, epoch, 3), augment.erase, sides, count))
+        self._holes = [(first.to(device), spans.to(device)) for first, spans in holes]
+        self._amounts = []
+        numbers_of = {name: number for number, name in enumerate(LARGEST_AMOUNTS)}
+        for name, (function, low, high) in augment.distortions().items():
+            amounts = low + (high - low) * _uniform(generator(self.seed, epoch, 4, numbers_of[name]), count)
+            self._amounts.append((function, amounts.to(device)))
 
     def take(self, indices: Tensor) -> Tensor:
         """The images at `indices`, shifted and flipped: uint8, `[B, C, H, W]` or `[B, H, W, C]`."""
@@ -143,15 +232,26 @@ class Augmenter:
         pixels = starts[:, None, None, None] + self._offsets
         return self._windows.index_select(0, pixels.flatten()).view(pixels.shape)
 
+    def distort(self, images: Tensor, indices: Tensor) -> Tensor:
+        """Rotate, sharpen and recolour images that `take(indices)` gave: float from 0 to 255 where there is any."""
+        if not self._amounts:
+            return images
+        # To the functions, channels come first in shape; in memory they may come last.
+        moved = images.float() if self._rows == 2 else images.float().permute(0, 3, 1, 2)
+        for function, amounts in self._amounts:
+            moved = function(moved, amounts.index_select(0, indices))
+        return (moved if self._rows == 2 else moved.permute(0, 2, 3, 1)).contiguous()
+
     def blank(self, images: Tensor, indices: Tensor) -> Tensor:
-        """Cut the holes into images that `take(indices)` gave, float by now, in place."""
-        side = self.augment.cutout
-        if side:
-            starts = self._holes[:, indices, None] - side // 2
+        """Cut the holes into images that `take(indices)` gave, float and normalised by now, in place."""
+        for first, spans in self._holes:
             lines = [
-                torch.arange(size, device=images.device) - start for size, start in zip(self.size, starts, strict=True)
+                torch.arange(size, device=images.device) - start
+                for size, start in zip(self.size, first[:, indices, None], strict=True)
             ]
-            down, across = ((line >= 0) & (line < side) for line in lines)
+            down, across = (
+                (line >= 0) & (line < span) for line, span in zip(lines, spans[:, indices, None], strict=True)
+            )
             if self._rows == 1:  # in memory a row is all channels of all its pixels
                 across = across.repeat_interleave(images.shape[3], 1)
                 images.flatten(2).masked_fill_(down[:, :, None] & across[:, None, :], 0.0)
@@ -170,6 +270,10 @@ class Augmenter:
         chance = np.random.default_rng([self.seed % 2**64, epoch, batch])
         alpha = self.augment.mixup or self.augment.cutmix
         weight, center = float(chance.beta(alpha, alpha)), chance.random(2).tolist()
+        if self.augment.mix_ramp:
+            weight = 1 - (1 - weight) * min(1.0, (epoch + 1) / self.augment.mix_ramp)
+        if 0 < self.augment.mix_epochs <= epoch:
+            return 1.0
         if self.augment.mixup:
             images.lerp_(others, 1 - weight)
             return weight
@@ -188,6 +292,18 @@ class Augmenter:
 def _uniform(chance: torch.Generator, *shape: int) -> Tensor:
     """Random numbers in 0..1, the same whatever torch's default dtype and device are."""
     return torch.rand(*shape, generator=chance, dtype=torch.float32, device="cpu")
+
+
+def _rectangles(chance: torch.Generator, probability: float, sides: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Rectangles within images: first rows and columns, and sides, int64 `[2, N]`; sides of 0 for most images."""
+    chosen, area, aspect = _uniform(chance, 3, count)
+    area = (ERASED_AREA[0] + (ERASED_AREA[1] - ERASED_AREA[0]) * area) * sides.prod()
+    low, high = (math.log(bound) for bound in ERASED_ASPECT)
+    aspect = (low + (high - low) * aspect).exp()
+    spans = torch.stack([(area * aspect).sqrt(), (area / aspect).sqrt()]).round().long()
+    spans = torch.minimum(spans, sides) * (chosen < probability)
+    first = (_uniform(chance, 2, count) * (sides - spans + 1)).long()
+    return first, spans
 
 
 def _reads_through_views(device: torch.device) -> bool:

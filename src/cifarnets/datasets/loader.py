@@ -215,12 +215,12 @@ class BatchLoader:
     def _take(self, indices: Tensor, augmenter: Augmenter | None) -> Tensor:
         """Some images as the model sees them, in the order of memory."""
         if augmenter is not None:
-            return augmenter.blank(self._convert(augmenter.take(indices)), indices)
+            return augmenter.blank(self._convert(augmenter.distort(augmenter.take(indices), indices)), indices)
         # index_select copies whole images; indexing with a tensor would go pixel by pixel.
         return self._convert(self._images.index_select(0, indices))
 
     def _convert(self, images: Tensor) -> Tensor:
-        """uint8 to float32 as the dataset's view has it, in the order of memory."""
+        """Values from 0 to 255 to float32 as the dataset's view has it, in the order of memory."""
         lines = images.flatten(1).to(torch.float32)
         if self.dataset.view == "normalized":  # -mean + v / 255 in one pass, rounded as if it were two
             torch.addcdiv(self._minus_mean, lines, self._all_255, out=lines).div_(self._std)

@@ -74,7 +74,8 @@ class Recipe:
         channels_last: keep images as [N, H, W, C] in memory, which is faster for most nets
         deterministic: use deterministic algorithms only
         ema: decay of a moving average of the weights, which is evaluated and saved instead of them
-        augment: flip=random, translate=2, cutout=8, mixup=0.2, cutmix=1.0
+        augment: flip=random, translate=2, cutout=8, mixup=0.2, cutmix=1.0, rotate=15, sharpness=1, brightness=0.1,
+            contrast=0.1, saturation=0.5, hue=0.05, erase=0.25
         distill: teacher=NAME, share=0.5, temperature=2: learn from a teacher's probabilities too
         tta: evaluate with test-time augmentation too: the mean over several views of each image
         seed: of the initial weights, the order of the images, and everything else
