@@ -406,7 +406,9 @@ def test_whatever_counts_as_a_whole_number(index: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", [list, tuple, np.array, torch.tensor, lambda chosen: np.array(chosen, np.uint8), iter], ids=str
+    "kind",
+    [list, tuple, np.array, torch.tensor, lambda chosen: np.array(chosen, np.uint8), iter],
+    ids=["list", "tuple", "array", "tensor", "uint8", "iterator"],  # text that is the same in every process
 )
 def test_select_takes_any_list_of_numbers(kind: Callable[[list[int]], Any]) -> None:
     part = small().select(kind([4, 0, 0, 5]))
