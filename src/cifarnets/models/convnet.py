@@ -2,7 +2,7 @@
 
 The article: https://medium.com/mlearning-ai/images-from-the-convolutional-world-596b4aa6cdae
 
-Both take the maximum before the tanh, and the article takes the tanh first. The tanh never falls, so
+Both take the maximum before the tanh, and the article takes the tanh first. Tanh is monotonic, so
 `tanh(max(x)) == max(tanh(x))` bit for bit, with a quarter of the work. An average is another matter: with `pool="avg"`
 the tanh comes first, as in the article.
 """
