@@ -226,7 +226,7 @@ class TestWords:
             assert re.search(rf"^    {name} +\w+", printed, re.MULTILINE)
         assert "2 bad usage, 130 stopped by Ctrl-C, 143 stopped by SIGTERM" in printed
         examples = [re.split(r"  +", line.strip())[0] for line in cli.EXAMPLES.splitlines() if "  cifarnets" in line]
-        assert len(examples) == 13
+        assert len(examples) == 14
         for example in examples:
             assert example in printed
             cli.parse(shlex.split(example)[1:])
