@@ -32,6 +32,7 @@ def row(browser: Browser, name: str, folder: Path, drops: int) -> str:
     page = browser.new_page()
     page.goto(path.as_uri())
     page.locator("#answer li").first.wait_for()
+    page.wait_for_timeout(500)  # as long as a quick hand needs
     gap = 0.0
     for seed in range(drops):
         file = picture(seed)

@@ -176,6 +176,9 @@ def test_the_page_on_the_package_index_has_no_relative_link() -> None:
     links = re.findall(r"\]\(([^)]+)\)", built)
     assert f"{REPOSITORY}/blob/v{cifarnets.__version__}/docs/index.md" in links
     assert [link for link in links if not link.startswith("https://")] == []
+    pictures = [link for link in links if link.endswith(".png")]
+    assert pictures
+    assert all(link.startswith("https://raw.githubusercontent.com/cifarnets/cifarnets/v") for link in pictures)
     assert not re.search(r"^\[[^\]]+\]: (?!https://)|(?:src|href)=\"(?!https://)", built, re.MULTILINE)
 
 

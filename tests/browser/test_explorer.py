@@ -460,9 +460,20 @@ def test_the_theme_can_be_chosen(explorer: Page) -> None:
     assert explorer.evaluate("document.documentElement.dataset.theme") == "light"
 
 
-def test_it_works_without_a_worker(chromium: Browser, net: Any, file: Path) -> None:
+@pytest.mark.parametrize(
+    "script",
+    [
+        "delete window.Worker",
+        """window.Worker = class {
+            constructor() { setTimeout(() => this.onerror(new Event("error")), 20); }
+            postMessage() {}
+        }""",
+    ],
+    ids=["there is none", "it does not start"],
+)
+def test_it_works_without_a_worker(chromium: Browser, net: Any, file: Path, script: str) -> None:
     with watched_page(chromium) as page:
-        page.add_init_script("delete window.Worker")
+        page.add_init_script(script)
         open_file(page, file)
         page.locator("#pictures button[title=ship]").click()
         page.evaluate("settled()")

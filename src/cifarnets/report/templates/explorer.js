@@ -123,19 +123,27 @@ function startNet() {
     if (net.waiting) ask(net.waiting);
   };
   const hello = { layers, weights };
+  const stayHere = () => {
+    // No worker here: the same work, on the page's own thread, with weights of its own as a worker has them.
+    const scope = { postMessage: receive };
+    serve(scope);
+    net.post = (message) => setTimeout(() => scope.onmessage({ data: message }));
+    net.post({ ...hello, weights: weights.slice() });
+  };
   try {
     const blob = new Blob([byId("engine").textContent, "\nserve(self);"], { type: "text/javascript" });
     const worker = new Worker(URL.createObjectURL(blob));
     worker.onmessage = ({ data }) => receive(data);
+    worker.onerror = () => {
+      stayHere();
+      net.busy = false;
+      if (net.current) ask(net.current);
+    };
     net.post = (message) => worker.postMessage(message);
+    net.post(hello);
   } catch {
-    // No worker here: the same work, on the page's own thread, with weights of its own as a worker has them.
-    hello.weights = weights.slice();
-    const scope = { postMessage: receive };
-    serve(scope);
-    net.post = (message) => setTimeout(() => scope.onmessage({ data: message }));
+    stayHere();
   }
-  net.post(hello);
 }
 
 /** Ask the net for the answer to a picture, or for that of the present one from layer `first` on. */
@@ -200,9 +208,10 @@ function presentCanvas(context, words, started) {
 
 async function load(file, started = performance.now()) {
   stopWebcam();
+  const asItIs = { colorSpaceConversion: "none", premultiplyAlpha: "none", imageOrientation: "from-image" };
   let bitmap;
   try {
-    bitmap = await createImageBitmap(file, { colorSpaceConversion: "none", premultiplyAlpha: "none", imageOrientation: "from-image" });
+    bitmap = await createImageBitmap(file, asItIs).catch(() => createImageBitmap(file)); // older browsers know no options
   } catch {
     byId("status").textContent = `${file.name || "This"} is no picture that this browser can read.`;
     return;
