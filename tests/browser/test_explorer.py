@@ -79,6 +79,8 @@ NETS: dict[str, Callable[[], nn.Module]] = {
     "wide_resnet16_4": of("wide_resnet16_4"),
     "resnet20 with squeeze-excitation": of("resnet20", widths=(16, 16, 32), se=True, preact=True),
     "resnet20 with learned shortcuts": of("resnet20", widths=(4, 8, 8), shortcut="B"),
+    "mobilenet_v2": of("mobilenet_v2", width=0.1),
+    "densenet40_bc": of("densenet40_bc", growth=2),
     "grey pictures": of("convnet", in_channels=1, widths=(3, 2), num_classes=2),
     "layers of no family": lambda: trained(Odd()),
 }

@@ -16,8 +16,8 @@ from cifarnets.errors import InputError, brief
 from cifarnets.models.metadata import unwrap
 
 KNOWN = (
-    "convolution, linear, BatchNorm, tanh, ReLU, GELU, SiLU, sigmoid, max and average pooling, mean of each map, add, "
-    "subtract, multiply, flatten, pad, slices, concatenation"
+    "convolution, linear, BatchNorm, tanh, ReLU, ReLU6, GELU, SiLU, sigmoid, max and average pooling, mean of each map, "
+    "add, subtract, multiply, flatten, pad, slices, concatenation"
 )
 """What a page can compute, as a message says it."""
 
@@ -265,6 +265,12 @@ def _function(name: str, words: str) -> Build:
     return build
 
 
+def _relu6(call: _Call) -> dict[str, Any]:
+    bounds = (call["min_val"], call["max_val"])
+    call.need(bounds in ((None, None), (0, 6)), f"it cuts off at {bounds[0]} and {bounds[1]}")
+    return call.layer("function", "ReLU6: below 0 becomes 0, above 6 becomes 6", function="relu6")
+
+
 def _pool(op: str) -> Build:
     word = "Max" if op == "maxpool" else "Average"
 
@@ -370,6 +376,7 @@ _OPS: dict[str, Build] = {
     "batch_norm": _norm,
     "tanh": _function("tanh", "tanh of each number"),
     "relu": _function("relu", "ReLU: negative numbers become 0"),
+    **dict.fromkeys(("relu6", "hardtanh"), _relu6),
     "gelu": _function("gelu", "GELU of each number"),
     "silu": _function("silu", "SiLU of each number"),
     "sigmoid": _function("sigmoid", "Sigmoid of each number"),

@@ -92,6 +92,7 @@ function normalise(planes, mean, std) {
 const FUNCTIONS = {
   tanh: Math.tanh,
   relu: (x) => Math.max(0, x),
+  relu6: (x) => Math.min(6, Math.max(0, x)),
   sigmoid: (x) => 1 / (1 + Math.exp(-x)),
   silu: (x) => x / (1 + Math.exp(-x)),
   gelu: (x) => 0.5 * x * erfc(-x * Math.SQRT1_2),
