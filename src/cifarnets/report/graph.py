@@ -16,8 +16,8 @@ from cifarnets.errors import InputError, brief
 from cifarnets.models.metadata import unwrap
 
 KNOWN = (
-    "convolution, linear, BatchNorm, tanh, ReLU, ReLU6, GELU, SiLU, sigmoid, max and average pooling, mean of each map, "
-    "add, subtract, multiply, flatten, pad, slices, concatenation"
+    "convolution, linear, BatchNorm, tanh, ReLU, ReLU6, GELU, SiLU, sigmoid, max and average pooling, the mean of "
+    "each map, add, subtract, multiply, flatten, pad, slices, concatenation"
 )
 """What a page can compute, as a message says it."""
 
