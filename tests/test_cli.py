@@ -811,9 +811,10 @@ class TestReport:
         assert shown.index("A: run1") < shown.index("B: run0")
 
     def test_where_there_is_no_run(self, capsys: pytest.CaptureFixture[str]) -> None:
-        message = fails(capsys, "report", "nowhere")
-        assert "nowhere" in message
-        assert "run.json" in message
+        Path("file").touch()
+        for name in ("nowhere", "file"):
+            message = fails(capsys, "report", name)
+            assert f"there is no run in '{name}': it has no run.json. Pass a folder that `cifarnets train`" in message
 
 
 class TestDemo:
@@ -836,7 +837,8 @@ class TestDemo:
             "stripes",
         ]
         assert f"Everything lies in {folder.resolve()}:" in printed
-        assert printed.endswith(f"\n\nLook at it in a browser: {folder / 'report.html'}\n")
+        assert f"\n\nLook at it in a browser: {folder / 'report.html'}\n" in printed
+        assert printed.endswith(f"\nThen look into the net: cifarnets explore {folder}\n")
         for name in set(CONTENTS) - {"checkpoint.safetensors"}:
             assert (folder / name).is_file()
             assert re.search(rf"^  {name} +\w", printed, re.MULTILINE)

@@ -66,7 +66,7 @@ def bar(share: float | None, text: str | None = None, color: int = 0) -> Markup:
     if share is None or math.isnan(share):
         return Markup("–")
     return html(
-        '<span style="display:inline-block;width:6em;vertical-align:middle;background:rgb(128 128 128/25%)">'
+        '<span style="display:inline-block;width:min(6em,11vw);vertical-align:middle;background:rgb(128 128 128/25%)">'
         '<span style="display:block;width:{:.1f}%;height:.7em;background:{}"></span></span> {}',
         100 * share,
         color_of(color),

@@ -539,6 +539,7 @@ def demo(options: argparse.Namespace) -> None:
         _print(f"  {name:<18} {meaning}")
     if page is not None:
         _print(f"  {page.name:<18} all of it on one page\n\nLook at it in a browser: {page}")
+    _print(f"Then look into the net: cifarnets explore {shlex.quote(str(result.folder))}")
 
 
 def report(options: argparse.Namespace) -> None:

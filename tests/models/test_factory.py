@@ -363,6 +363,8 @@ class TestLoadRefuses:
     def test_no_file(self, tmp_path: Path) -> None:
         with pytest.raises(WeightsError, match=r"cannot read the weights '.*none.safetensors': No such file"):
             load(tmp_path / "none.safetensors")
+        with pytest.raises(WeightsError, match=r"there is no '.*none': pass a weight file, the folder of a finished"):
+            load(tmp_path / "none")
         with pytest.raises(WeightsError, match=r"the folder '.*' has no model\.safetensors"):
             load(tmp_path)
 

@@ -168,6 +168,7 @@ def test_a_run_without_one_of_its_files(run: Path, tmp_path: Path, missing: str,
     part = copied(run, tmp_path / "part", without=missing)
     text = Page(write_report(part, tmp_path / "report.html")).text
     assert f"has no usable {missing}." in text
+    assert ("train --resume with this folder evaluates" in text) == (missing == "evaluation.json")
     assert message in text
 
 

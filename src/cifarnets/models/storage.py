@@ -210,11 +210,16 @@ def find_weights(source: str | os.PathLike[str]) -> Path:
     """The weight file of a path: the file itself, or the model in the folder of a run.
 
     Raises:
-        WeightsError: The folder has no model.
+        WeightsError: There is no such folder, or it has no model.
         InputError: No file can have such a path.
     """
     path = as_path(source)
     if not path.is_dir():
+        if not path.exists() and not path.suffix:  # the folder of a run, mistyped
+            raise WeightsError(
+                f"there is no {brief(str(source))}: pass a weight file, the folder of a finished run, or the name of "
+                "released weights, which `cifarnets list --pretrained` prints."
+            )
         return path
     if (path / hub.DEFAULT_FILE).is_file():
         return path / hub.DEFAULT_FILE

@@ -308,6 +308,11 @@ def read_run(folder: Path, expected: Recipe | None = None) -> tuple[Recipe, list
         check_plain(starts, "starts", entries=100_000)
         if not isinstance(starts, list):
             raise TypeError("starts is not a list")
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise InputError(
+            f"there is no run in {brief(str(folder))}: it has no {RUN_FILE}. Pass a folder that `cifarnets train` "
+            "wrote."
+        ) from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{str(folder / RUN_FILE)!r} is damaged: {brief(error)}.") from error
     if expected is not None and (different := recipe.differences(expected)):

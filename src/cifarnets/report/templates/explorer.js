@@ -960,7 +960,7 @@ function compareView() {
   for (let i = 0; i < a.length; i++) [dot, aa, bb] = [dot + a[i] * b[i], aa + a[i] * a[i], bb + b[i] * b[i]];
   const alike = aa && bb ? dot / Math.sqrt(aa * bb) : 0;
   const words = alike > 0.6 ? "They look for nearly the same." : alike < -0.6 ? "One is nearly the other turned over: light for dark." : "They look for different things.";
-  parts.push(make("p", { id: "alike" }, `Cosine ${show(alike, 2)}, from −1 to 1. ${words}`));
+  parts.push(make("p", { id: "alike" }, `Cosine ${short(alike)}, from −1 to 1. ${words}`));
   const [height, width] = mapSize(layer.shape), area = height * width, scale = Math.max(1, Math.floor(100 / width));
   if (values[choice.layer]) {
     const maps = [choice.a, choice.b].map((map) => values[choice.layer].subarray(map * area, (map + 1) * area)), limit = largest([...maps[0], ...maps[1]]);
