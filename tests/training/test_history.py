@@ -135,7 +135,11 @@ def test_without_matplotlib_it_says_what_to_install(history: History, monkeypatc
 
 
 def test_a_notebook_shows_whatever_a_callback_puts_there() -> None:
-    rows = [{"epoch": 1, "loss": 1e308, "note": "best"}, {"epoch": 2, "loss": -1e308}, {"epoch": 3, "loss": 2.0}]
+    rows: list[dict[str, object]] = [
+        {"epoch": 1, "loss": 1e308, "note": "best"},
+        {"epoch": 2, "loss": -1e308},
+        {"epoch": 3, "loss": 2.0},
+    ]
     page = History(rows)._repr_html_()
     assert "<td>best</td>" in page
     assert "<b>2</b>" in page
