@@ -67,7 +67,7 @@ def write_explorer(
     path = as_path(path)
     preprocessing = Preprocessing.of(model, mean, std, classes)
     channels = len(preprocessing.mean)
-    if not all(map(math.isfinite, (*preprocessing.mean, *preprocessing.std))) or min(preprocessing.std) <= 0:
+    if not all(map(math.isfinite, (*preprocessing.mean, *preprocessing.std))) or min(preprocessing.std, default=0) <= 0:
         raise InputError(
             f"mean must be finite and std above 0, not {brief(preprocessing.mean)} and {brief(preprocessing.std)}."
         )
