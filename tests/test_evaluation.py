@@ -617,3 +617,50 @@ def test_a_default_device_of_the_user_has_no_say() -> None:
     right = evaluate(model, loader)
     with torch.device("meta"):
         assert evaluate(model, loader) == right
+
+
+PLAIN = Evaluation.from_logits(torch.tensor([[2.0, 0.0], [0.0, 2.0], [2.0, 0.0]]), torch.tensor([0, 1, 1])).to_dict()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"n": 0},
+        {"n": 10**400},
+        {"accuracy": math.nan},
+        {"accuracy": 2.0},
+        {"loss": math.nan},
+        {"top5": math.inf},
+        {"per_class": {"0": -1.0}},
+        {"confusion": [[1, 2], [3]]},
+        {"confusion": [[3]]},
+        {"confusion": [[4, -1], [0, 0]]},
+        {"classes": ["0"]},
+        {"reliability": [{"images": -5, "confidence": 0.5, "accuracy": 0.5}]},
+        {"mistakes": [{"image": 0, "label": 0, "predicted": 7, "confidence": 0.5}]},
+    ],
+    ids=str,
+)
+def test_figures_that_no_images_give_are_no_evaluation(change: dict[str, Any]) -> None:
+    assert Evaluation.from_dict(PLAIN).n == 3
+    with pytest.raises(InputError, match="this is no evaluation"):
+        Evaluation.from_dict(PLAIN | change)
+
+
+def test_an_old_file_names_the_classes_with_images_only() -> None:
+    old = Evaluation.from_logits(torch.eye(3)[:2], torch.tensor([0, 2]), ("a", "b", "c")).to_dict()
+    del old["classes"]
+    read = Evaluation.from_dict(old)
+    assert len(read.classes) == 3
+    assert "1 images" in str(read)
+
+
+def test_two_classes_of_one_name_are_two_lines() -> None:
+    text = str(Evaluation.from_logits(torch.eye(3), torch.tensor([0, 1, 1]), ("cat", "cat", "dog")))
+    assert re.findall(r"cat +(\S+)", text) == ["1.0000", "0.5000"]
+
+
+def test_a_notebook_shows_no_table_of_a_thousand_classes() -> None:
+    page = Evaluation.from_logits(torch.eye(1000), torch.arange(1000))._repr_html_()
+    assert len(page) < 1000
+    assert "A table of 1,000 classes has no place here" in page

@@ -286,3 +286,12 @@ def test_only_files_are_opened(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("content")
     with open_regular(tmp_path / "file") as file:
         assert file.read() == b"content"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes in folders")
+def test_a_pipe_or_a_device_is_not_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OutputError, match="it is no regular file"):
+        write_atomic(tmp_path / "pipe", "text")
+    assert (tmp_path / "pipe").is_fifo()
+    assert len(list(tmp_path.iterdir())) == 1

@@ -120,6 +120,14 @@ def save_figure(figure: "Figure", path: str | os.PathLike[str] | None) -> "Figur
         InputError: matplotlib knows no such ending.
         OutputError: The file cannot be written.
     """
+    from matplotlib.text import Text
+
+    # Names of classes are no formulas: "$100 to $200" would be set as one, and an unknown one is an error. The ticks of
+    # a logarithmic axis are some.
+    axes = [axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis) if axis.get_scale() != "linear"]
+    formulas = {text for axis in axes for text in axis.findobj(Text)}
+    for text in figure.findobj(lambda part: isinstance(part, Text) and part not in formulas):
+        text.set_parse_math(False)  # type: ignore[attr-defined]
     if path is not None:
         path = as_path(path)
         try:

@@ -74,6 +74,8 @@ def write_atomic(path: str | os.PathLike[str], content: bytes | str) -> Path:
     data = content.encode() if isinstance(content, str) else content
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and not path.is_file() and not path.is_dir():  # such as /dev/null, which root could replace
+            raise OSError(0, "it is no regular file")
         mode = _mode(path)
         # Short whatever the file is called, and recognisable.
         temporary = path.parent / f"{PREFIX}{secrets.token_hex(8)}{SUFFIX}"

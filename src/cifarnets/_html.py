@@ -20,6 +20,8 @@ WIDTH, LEFT, TOP, RIGHT_MARGIN, BELOW = 400, 42, 8, 10, 34
 """Of a chart, in units of its view box, in which its text has 12."""
 MOST_POINTS = 400
 """Points of a line; a chart has fewer pixels."""
+LARGEST = 1e300
+"""A value as large as this is not drawn: the height of a chart would be infinite."""
 MOST_PREDICTIONS = 50
 """Pictures whose predictions are shown."""
 
@@ -272,9 +274,12 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
     return [float(f"{number * step:.12g}") for number in range(start, end + 1)]
 
 
-def short(value: float | None) -> str:
+def short(value: Any) -> str:
     """A figure with four digits that count."""
-    return "–" if value is None else f"{value:.4g}"
+    try:
+        return "–" if value is None else f"{value:.4g}"
+    except (TypeError, ValueError):  # a history holds whatever a callback puts there
+        return str(value)
 
 
 def _y_tick(y: float, value: float, right: float) -> Markup:
@@ -304,7 +309,7 @@ def _swatch(line: Line) -> Markup:
 
 
 def _is_number(value: object) -> TypeGuard[float]:
-    return isinstance(value, (int, float)) and math.isfinite(value)
+    return isinstance(value, (int, float)) and abs(value) < LARGEST  # which NaN is not either
 
 
 def _digits(value: Any) -> float | None:

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 CALIBRATION_BINS = 15
+MOST_SHOWN = 50
+"""Classes of a confusion matrix that a notebook shows; that of a thousand has 46 MB."""
 MISTAKES = 16
 """The most confident mistakes that an evaluation keeps."""
 
@@ -172,14 +174,17 @@ class Evaluation:
             InputError: It is no evaluation.
         """
         try:
-            return cls(
+            found = cls(
                 n=int(content["n"]),
                 loss=float(content["loss"]),
                 accuracy=float(content["accuracy"]),
                 ece=float(content["ece"]),
                 per_class={str(name): float(value) for name, value in content["per_class"].items()},
                 confusion=tuple(tuple(map(int, row)) for row in content["confusion"]),
-                classes=tuple(map(str, content.get("classes", content["per_class"]))),
+                # Earlier versions named the classes with images only.
+                classes=tuple(map(str, content["classes"]))
+                if "classes" in content
+                else name_outputs(tuple(map(str, content["per_class"])), len(content["confusion"])),
                 top5=None if content.get("top5") is None else float(content["top5"]),
                 reliability=tuple(
                     Bin(int(part["images"]), float(part["confidence"]), float(part["accuracy"]))
@@ -192,8 +197,29 @@ class Evaluation:
                     for found in content.get("mistakes", ())
                 ),
             )
+            found._check()
         except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
             raise InputError(f"this is no evaluation: {type(error).__name__}: {brief(str(error))}.") from error
+        return found
+
+    def _check(self) -> None:
+        """Refuse figures that no images can give: they come from a file, and tables and charts divide by them."""
+        k = len(self.confusion)
+        if any(len(row) != k or min(row) < 0 for row in self.confusion) or len(self.classes) != k:
+            raise ValueError(f"confusion of {k} rows must have {k} counts in each, and a class for each")
+        if not 0 < self.n < 2**53 or sum(map(sum, self.confusion)) != self.n:
+            raise ValueError(f"n must be the images that confusion counts, at least 1, not {brief(self.n)}")
+        if math.isnan(self.loss) or self.loss < 0:
+            raise ValueError(f"loss must be at least 0, not {self.loss}")
+        shares = [self.accuracy, self.ece, *self.per_class.values(), *(found.confidence for found in self.mistakes)]
+        shares += [] if self.top5 is None else [self.top5]
+        shares += [share for part in self.reliability for share in part[1:]]
+        if not all(-1e-6 < share < 1 + 1e-6 for share in shares):
+            raise ValueError("accuracies, confidences and other shares must be between 0 and 1")
+        if any(not 0 <= part.images <= self.n for part in self.reliability):
+            raise ValueError("a bin of reliability must count images of these")
+        if any(not (0 <= m.image < self.n and 0 <= m.label < k and 0 <= m.predicted < k) for m in self.mistakes):
+            raise ValueError("a mistake must name an image and two classes of these")
 
     @checked
     def confidence_interval(self, level: float = 0.95) -> tuple[float, float]:
@@ -263,12 +289,15 @@ class Evaluation:
 
     def __str__(self) -> str:
         lines = ["   ".join(f"{name} {value}" for name, value in self._figures().items()), ""]
-        counts = [sum(row) for row in self.confusion]
-        width = max(map(len, self.per_class), default=0)
-        seen = [count for count in counts if count]
-        for (name, accuracy), count in zip(self.per_class.items(), seen, strict=True):
-            bar = "█" * round(accuracy * 30)
-            lines.append(f"{name:<{width}}  {accuracy:.4f}  {bar:<30}  {count:,} images")
+        # Not from per_class, in which two classes of one name are one.
+        seen = [
+            (name, row[i], sum(row)) for i, (name, row) in enumerate(zip(self.classes, self.confusion, strict=False))
+        ]
+        width = max((len(name) for name, _, count in seen if count), default=0)
+        for name, right, count in seen:
+            if count:
+                bar = "█" * round(right / count * 30)
+                lines.append(f"{name:<{width}}  {right / count:.4f}  {bar:<30}  {count:,} images")
         return "\n".join(lines)
 
     def _figures(self) -> dict[str, str]:
@@ -284,6 +313,9 @@ class Evaluation:
         }
 
     def _repr_html_(self) -> str:
+        if len(self.classes) > MOST_SHOWN:
+            more = f"<p>A table of {len(self.classes):,} classes has no place here; to_dataframe() has them.</p>"
+            return f"{figures_line(self._figures())}{more}"
         how = "<p>A row for each true class, a column for each answer of the model:</p>"
         return f"{figures_line(self._figures())}{how}{confusion_table(self.confusion, self.classes)}"
 

@@ -491,3 +491,12 @@ def test_names_cannot_break_the_page(page: Page, tmp_path: Path) -> None:
     assert page.locator("h1").inner_text() == "<b>bold</b>"
     assert sorted(answers(page)) == sorted(names)
     assert json.loads(page.locator("#content").inner_text())["classes"] == names
+
+
+@pytest.mark.parametrize("screen", [PHONE, DESKTOP], ids=["phone", "desktop"])
+def test_long_names_stay_on_the_screen(page: Page, tmp_path: Path, screen: Any) -> None:
+    page.set_viewport_size(screen)
+    model = create("convnet", num_classes=2, widths=(2, 2), hidden=4)
+    annotate(model, classes=("x" * 200, "cat"), **CONSTANTS)
+    open_file(page, write_explorer(model, tmp_path / "page.html", title="y" * 200))
+    assert sideways_scroll(page) == 0

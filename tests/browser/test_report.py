@@ -1,5 +1,6 @@
 """The page of a run in a browser: from a file, without a network, for every reader and screen."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -112,3 +113,17 @@ def test_without_scripts_and_on_paper_the_last_values_stand_there(page: Page, pa
     assert not page.get_by_role("slider").first.is_visible()
     assert page.locator("figure.chart").first.is_visible()
     assert page.eval_on_selector_all(FIGURES, UNSEEN) == []
+
+
+def test_hostile_names_run_no_script_and_stay_on_the_screen(page: Page, pages: dict[str, Path], tmp_path: Path) -> None:
+    evil = '"><img src=x onerror="window.hit=1"><script>window.hit=2</script>' + "x" * 200
+    run = copied(
+        pages["one"].parent / "run2", tmp_path / "<img src=x onerror=window.hit=3>", recipe={"config": {evil: 1}}
+    )
+    for name, old in (("evaluation.json", '"disc"'), ("run.json", '"torch"')):
+        (run / name).write_text((run / name).read_text().replace(old, json.dumps(evil)))
+    page.set_viewport_size(PHONE)
+    page.goto(write_report(run, tmp_path / "page.html").as_uri())
+    assert page.get_by_text("window.hit=2").count() > 0
+    assert page.evaluate("window.hit") is None
+    assert sideways_scroll(page) == 0

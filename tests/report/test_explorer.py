@@ -1,7 +1,10 @@
 """The explorer as a file: what is in it, and which models it refuses. tests/browser looks at it in a browser."""
 
 import json
+import math
 import re
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -185,3 +188,64 @@ class TestCommand:
         assert (tmp_path / written["path"], written["size"]) == (path, path.stat().st_size)
         assert content_of(path)["title"] == "mine"
         assert content_of(path)["classes"] == ["cat", "dog"]
+
+
+@pytest.mark.parametrize(
+    "pool", [nn.AdaptiveMaxPool2d(3), nn.AdaptiveMaxPool2d(1), nn.MaxPool2d(2, return_indices=False)]
+)
+def test_every_maximum_is_known(pool: nn.Module) -> None:
+    layers = graph_of(nn.Sequential(nn.Conv2d(3, 4, 3), pool, nn.Flatten()), (3, 32, 32)).layers
+    assert [layer["op"] for layer in layers] == ["input", "conv", "maxpool", "reshape"]
+    assert layers[2]["shape"] == list(pool(torch.zeros(1, 4, 30, 30)).shape[1:])
+
+
+class Infinite(nn.Module):
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x).mean((2, 3))
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        (Infinite(lambda x: x * math.inf), "it computes with inf"),
+        (Infinite(lambda x: x / 0), "it computes with 0"),
+        (Infinite(lambda x: nn.functional.pad(x, (1, 1), value=-math.inf)), "it pads with -inf"),
+        (create("convnet").to("meta"), "cannot follow an image .* through ConvNet: Cannot copy out of meta tensor"),
+    ],
+)
+def test_what_a_page_cannot_hold_is_refused(tmp_path: Path, model: nn.Module, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        write_explorer(model, tmp_path / "page.html", **CONSTANTS)
+
+
+def test_a_model_that_cannot_be_copied_is_refused(tmp_path: Path) -> None:
+    model = create("convnet")
+    model.lock = threading.Lock()  # type: ignore[assignment]
+    with pytest.raises(InputError, match="cannot follow an image"):
+        write_explorer(model, tmp_path / "page.html", **CONSTANTS)
+
+
+def test_constants_are_finite_and_names_may_be_broken(tmp_path: Path) -> None:
+    path = tmp_path / "page.html"
+    for wrong in ({"mean": (math.nan,) * 3}, {"std": (0.0,) * 3}):
+        with pytest.raises(InputError, match="mean must be finite and std above 0"):
+            write_explorer(create("convnet"), path, **{**CONSTANTS, **wrong})
+    write_explorer(create("convnet"), path, title="\ud800", classes=("\udc80",) * 10, **CONSTANTS)
+    assert "<h1>?</h1>" in path.read_text(encoding="utf-8")
+
+
+def test_defaults_of_the_user_have_no_say(tmp_path: Path) -> None:
+    model = cifarnets.load("convnet")
+    expected = write_explorer(model, tmp_path / "one.html").read_bytes()
+    with torch.device("meta"):
+        assert write_explorer(model, tmp_path / "two.html").read_bytes() == expected
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.float64)
+        assert write_explorer(model, tmp_path / "three.html").read_bytes() == expected
+    finally:
+        torch.set_default_dtype(before)

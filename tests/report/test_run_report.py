@@ -1,6 +1,7 @@
 """The page of a run: what is on it, what it does without, and how fast and how large it is."""
 
 import json
+import os
 import re
 import time
 from collections.abc import Iterator
@@ -240,3 +241,25 @@ def test_the_command_trains_the_same_recipe(recipe: Recipe) -> None:
     options = cli.parse(command_of(recipe)[1:])
     read = commands._recipe(options, commands._given(options))
     assert recipe.differences(read) == []
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes in folders")
+@pytest.mark.parametrize("name", ["evaluation.json", "history.csv", "run.json"])
+def test_a_pipe_is_not_waited_for(run: Path, tmp_path: Path, name: str) -> None:
+    part = copied(run, tmp_path / "part", without=name)
+    os.mkfifo(part / name)
+    if name == "run.json":
+        with pytest.raises(InputError, match="it is no regular file"):
+            write_report(part, tmp_path / "report.html")
+    else:
+        assert f"has no usable {name}." in Page(write_report(part, tmp_path / "report.html")).text
+
+
+@pytest.mark.parametrize("loss", ["nan", "inf", "1e308"])
+def test_a_training_that_diverged_has_a_page(run: Path, tmp_path: Path, loss: str) -> None:
+    part = copied(run, tmp_path / "part", epochs=3)
+    rows = (part / "history.csv").read_text().splitlines()
+    rows[2] = rows[2].replace("2,1.0,", f"2,{loss},").replace("1.05", "-1e308")
+    (part / "history.csv").write_text("\n".join(rows))
+    page = Page(write_report(part, tmp_path / "report.html"))
+    assert page.plots()[0]["lines"][0]["y"] == [2.0, None, 0.66667]

@@ -132,3 +132,15 @@ def test_without_matplotlib_it_says_what_to_install(history: History, monkeypatc
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'cifarnets\[plots\]'"):
         history.plot()
+
+
+def test_a_notebook_shows_whatever_a_callback_puts_there() -> None:
+    rows: list[dict[str, object]] = [
+        {"epoch": 1, "loss": 1e308, "note": "best"},
+        {"epoch": 2, "loss": -1e308},
+        {"epoch": 3, "loss": 2.0},
+    ]
+    page = History(rows)._repr_html_()
+    assert "<td>best</td>" in page
+    assert "<b>2</b>" in page
+    assert "<svg" in History([{"loss": 1.5}, {"loss": 1.25}])._repr_html_()

@@ -1,5 +1,7 @@
 """What an answer is owed to: nets of which one knows where they look."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -64,3 +66,34 @@ def test_one_picture_at_a_time(image: Tensor) -> None:
         show_attribution(Corner(), torch.stack([image, image]), **CONSTANTS)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="method of show_attribution must be"):
         show_attribution(Corner(), image, method="magic", **CONSTANTS)  # type: ignore[arg-type]
+
+
+def test_a_gradient_needs_no_grad_mode_of_the_caller(image: Tensor) -> None:
+    model = Corner()
+
+    def slopes() -> "np.ndarray[Any, Any]":
+        figure = show_attribution(model, image, method="gradient", **CONSTANTS)  # type: ignore[arg-type]
+        return np.asarray(figure.axes[1].images[0].get_array())
+
+    expected = slopes()
+    assert expected.max() > 0
+    with torch.inference_mode():
+        np.testing.assert_array_equal(slopes(), expected)
+
+
+def test_a_model_without_a_gradient_says_so(image: Tensor) -> None:
+    class Detached(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return images.detach().mean((2, 3))
+
+    class Fixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.logits = nn.Parameter(torch.ones(3))
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.logits.expand(len(images), 3)
+
+    for model in (Detached(), Fixed()):
+        with pytest.raises(InputError, match="no gradient leads from the logits to the pixels"):
+            show_attribution(model, image, method="gradient", **CONSTANTS)  # type: ignore[arg-type]

@@ -1,5 +1,6 @@
 """Figures: the right pixels in the right places."""
 
+import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -342,3 +343,11 @@ class TestShowNormalized:
     def test_constants_must_fit(self, image: Tensor) -> None:
         with pytest.raises(InputError, match="images of 1 channels need 1 means"):
             show_normalized(image[:1])
+
+
+def test_images_without_pixels_and_nan_without_a_place() -> None:
+    for call in (lambda image: show(image), lambda image: show_predictions(image, [("cat", 0.5)])):
+        with pytest.raises(InputError, match=r"this one has none: \[3, 0, 0\]"):
+            call(torch.zeros(3, 0, 0))
+    with pytest.raises(InputError, match="some values of the image are NaN"):
+        show_normalized(torch.full((3, 8, 8), math.nan))

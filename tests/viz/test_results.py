@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from matplotlib.text import Text
 from tests.viz.reading import titles
 
 from cifarnets import Evaluation
@@ -147,3 +148,21 @@ class TestPlotProjection:
         exact = torch.linalg.svd(features - features.mean(0), full_matrices=False)
         shown = torch.from_numpy(np.asarray(axes.collections[0].get_offsets())).abs()
         torch.testing.assert_close(shown, (exact.U * exact.S)[:, :2].abs(), atol=1e-3, rtol=0, check_dtype=False)
+
+
+def test_names_are_text_and_no_formulas() -> None:
+    names = ("$100 to $200", "$\\frac$", "x" * 200)
+    result = Evaluation.from_logits(torch.eye(3)[CHOSEN], LABELS, names)
+    points = plot_projection(torch.randn(8, 4), LABELS, classes=names)
+    for figure in (plot_confusion(result), plot_per_class(result), show_mistakes(result, dataset()), points):
+        assert figure._repr_png_().startswith(b"\x89PNG")  # type: ignore[attr-defined]
+        assert not any(text.get_parse_math() for text in figure.findobj(Text))  # type: ignore[attr-defined]
+    (axes,) = plot_confusion(result).axes
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == [*names[:2], "x" * 31 + "…"]
+
+
+def test_vectors_too_large_for_a_variance_and_labels_too_large_for_a_number() -> None:
+    with pytest.raises(InputError, match="too large to square"):
+        plot_projection(torch.randn(8, 4) * 1e30, LABELS)
+    with pytest.raises(InputError, match="labels are a whole number for each vector"):
+        plot_projection(torch.randn(8, 4), [10**30] * 8)

@@ -16,7 +16,7 @@ from torch import nn
 
 from cifarnets._checked import checked
 from cifarnets._device import resolve_device
-from cifarnets._files import as_path, clear_leftovers, is_leftover, write_atomic
+from cifarnets._files import as_path, clear_leftovers, is_leftover, open_regular, write_atomic
 from cifarnets._runtime import machine, source_commit
 from cifarnets.datasets import BatchLoader, ImageDataset, train_val_split
 from cifarnets.datasets.cifar10 import DATA_LICENSE
@@ -298,7 +298,7 @@ def read_run(folder: Path, expected: Recipe | None = None) -> tuple[Recipe, list
         InputError: There is no run, its file is damaged, or it has another recipe than the expected one.
     """
     try:
-        with (folder / RUN_FILE).open("rb") as file:
+        with open_regular(folder / RUN_FILE) as file:
             text = file.read(LARGEST_RUN_FILE + 1)
         if len(text) > LARGEST_RUN_FILE:
             raise ValueError(f"it is larger than {LARGEST_RUN_FILE:,} bytes")

@@ -37,9 +37,9 @@ def drawings(size: tuple[int, int] = (32, 32), channels: int = 3) -> dict[str, T
     for name in ("disc", "cross", "stripes", "ring", "checkerboard"):
         pictures[name] = forms.images[labels.index(forms.classes.index(name))]
     if channels == 1:  # as Pillow makes grey of colours
-        weights = torch.tensor([19595, 38470, 7471]).view(3, 1, 1)
+        weights = torch.tensor([19595, 38470, 7471], device="cpu").view(3, 1, 1)
         pictures = {k: ((v.long() * weights).sum(0, keepdim=True) + 0x8000 >> 16).byte() for k, v in pictures.items()}
-    rows, columns = (torch.arange(side) * 32 // side for side in size)
+    rows, columns = (torch.arange(side, device="cpu") * 32 // side for side in size)
     return {name: picture[:, rows][:, :, columns].contiguous() for name, picture in pictures.items()}
 
 

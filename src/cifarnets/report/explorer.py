@@ -2,6 +2,7 @@
 
 import base64
 import json
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from torch import nn
 
 from cifarnets._checked import checked
 from cifarnets._files import as_path, write_atomic
-from cifarnets.errors import InputError
+from cifarnets.errors import InputError, brief
 from cifarnets.inference import name_outputs
 from cifarnets.models.metadata import get_meta, unwrap
 from cifarnets.prediction import Preprocessing
@@ -66,6 +67,10 @@ def write_explorer(
     path = as_path(path)
     preprocessing = Preprocessing.of(model, mean, std, classes)
     channels = len(preprocessing.mean)
+    if not all(map(math.isfinite, (*preprocessing.mean, *preprocessing.std))) or min(preprocessing.std, default=0) <= 0:
+        raise InputError(
+            f"mean must be finite and std above 0, not {brief(preprocessing.mean)} and {brief(preprocessing.std)}."
+        )
     if channels not in (1, 3):
         raise InputError(f"the explorer shows pictures of 1 or 3 channels, and the model takes {channels}.")
     graph = graph_of(model, (channels, *preprocessing.size))
@@ -99,7 +104,7 @@ def write_explorer(
         content=_script(content),
         weights=_base64(graph.weights.astype("<f4", copy=False)),
     )
-    return write_atomic(path, page)
+    return write_atomic(path, page.encode(errors="replace"))  # a name may hold half a surrogate pair
 
 
 def _base64(array: Any) -> str:

@@ -2,10 +2,11 @@
 
 import copy
 import itertools
+import math
+import operator
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import prod
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -54,14 +55,15 @@ def graph_of(model: nn.Module, shape: tuple[int, int, int]) -> Graph:
     Raises:
         InputError: A layer is of a kind that pages do not know, or the forward pass cannot be followed.
     """
-    # A copy, since the model may be in use, on another device, in another mode, or of half precision.
-    model = copy.deepcopy(unwrap(model)).cpu().float().eval()
-    name = type(model).__name__
+    name = type(unwrap(model)).__name__
     try:
-        with torch.no_grad(), warnings.catch_warnings():
+        # A copy, since the model may be in use, on another device, in another mode, or of half precision.
+        model = copy.deepcopy(unwrap(model)).cpu().float().eval()
+        image = torch.zeros(1, *shape, dtype=torch.float32, device="cpu")  # whatever the defaults are
+        with torch.device("cpu"), torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what torch thinks of a layer was said when it was used
-            program = torch.export.export(model, (torch.zeros(1, *shape),), strict=False)
-    except Exception as error:  # the forward pass is anyone's code
+            program = torch.export.export(model, (image,), strict=False)
+    except Exception as error:  # the forward pass is anyone's code, and so is what a copy meets
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise InputError(
             f"cannot follow an image {list(shape)} through {name}: {brief(first, quotes=False)}"
@@ -101,7 +103,8 @@ class _Tracer:
         last = self._numbers.get(result[0]) if isinstance(result, (tuple, list)) and len(result) == 1 else None
         if last is None or len(self._layers[last]["shape"]) != 1:
             raise InputError(f"a model must give logits [N, K], one tensor; {self._model} gives something else.")
-        weights = torch.cat([part.flatten() for part in self._weights]) if self._weights else torch.zeros(0)
+        parts = [part.flatten() for part in self._weights]
+        weights = torch.cat(parts) if parts else torch.zeros(0, device="cpu")
         # What no logit depends on is no part of the net.
         needed = _needed(self._layers, last)
         order = {old: new for new, old in enumerate(needed)}
@@ -111,8 +114,16 @@ class _Tracer:
     def _add(self, node: Any) -> None:
         value = node.meta.get("val")
         kind = str(node.target).removeprefix("aten.").split(".")[0].rstrip("_")
+        if node.target is operator.getitem and node.args[0] in self._numbers:  # of the ops in _WITH_PLACES
+            if node.args[1] == 0:
+                self._numbers[node] = self._numbers[node.args[0]]
+                return
+            if not node.users:
+                return
         name = self._name(node, kind)
         build = _OPS.get(kind)
+        if kind in _WITH_PLACES:
+            value = value[0]
         if build is None or not isinstance(value, Tensor) or value.ndim not in (2, 3, 4) or value.shape[0] != 1:
             raise self._unknown(name, str(node.target))
         schema = node.target._schema.arguments
@@ -197,7 +208,7 @@ class _Call:
         found = self.tracer.tensor(self[name])
         if found is None:
             self.need(missing is not None, f"it has no {name}")
-            found = torch.full(self.shape[:1], missing or 0.0)
+            found = torch.full(self.shape[:1], missing or 0.0, dtype=torch.float32, device="cpu")
         return found
 
     def pair(self, name: str, default: Any = 0) -> list[int]:
@@ -313,6 +324,7 @@ def _binary(op: str, words: str) -> Build:
         if not isinstance(other, (int, float)):
             call.need(op != "div" and alpha == 1, "it divides by maps, or weights them")
             return {"op": op, "words": words, "from": [call.input, call.tracer.number(other)]}
+        call.need(math.isfinite(other * alpha) and (op != "div" or abs(other) > 1e-300), f"it computes with {other}")
         shown = f"{other * alpha:.4g}".replace("-", "−")
         if op == "mul":
             return call.layer("affine", f"Times {shown}", factor=other, shift=0)
@@ -328,8 +340,8 @@ def _binary(op: str, words: str) -> Build:
 def _reshape(call: _Call) -> dict[str, Any] | int:
     if call.source == call.shape:
         return call.input
-    call.need(prod(call.source) == prod(call.shape), "it changes the number of values")
-    flat = f"Flatten: {_sides(call.source)} → {prod(call.source):,} numbers"
+    call.need(math.prod(call.source) == math.prod(call.shape), "it changes the number of values")
+    flat = f"Flatten: {_sides(call.source)} → {math.prod(call.source):,} numbers"
     return call.layer("reshape", flat if len(call.shape) == 1 else "The same numbers, in another shape")
 
 
@@ -352,6 +364,7 @@ def _slice(call: _Call) -> dict[str, Any] | int:
 def _pad(call: _Call) -> dict[str, Any]:
     pad, axes, value = list(call["pad"]), len(call.source), float(call["value"] or 0)
     call.need(call["mode"] in (None, "constant"), f"it pads by {call['mode']}")
+    call.need(math.isfinite(value), f"it pads with {value}")
     call.need(len(pad) <= 2 * axes and min(pad) >= 0, "it cuts off, or pads the batch")
     before = [0] * axes
     for index in range(len(pad) // 2):  # the last axis comes first
@@ -380,7 +393,7 @@ _OPS: dict[str, Build] = {
     "gelu": _function("gelu", "GELU of each number"),
     "silu": _function("silu", "SiLU of each number"),
     "sigmoid": _function("sigmoid", "Sigmoid of each number"),
-    "max_pool2d": _pool("maxpool"),
+    **dict.fromkeys(("max_pool2d", "max_pool2d_with_indices"), _pool("maxpool")),
     "avg_pool2d": _pool("avgpool"),
     "adaptive_max_pool2d": _adaptive("maxpool"),
     "adaptive_avg_pool2d": _adaptive("avgpool"),
@@ -397,6 +410,9 @@ _OPS: dict[str, Build] = {
     "cat": _cat,
 }
 """What becomes of each op of torch, by its name."""
+
+_WITH_PLACES = ("adaptive_max_pool2d", "max_pool2d_with_indices")
+"""Ops that also give the places of the largest numbers, which no page needs."""
 
 
 def _needed(layers: list[dict[str, Any]], last: int) -> list[int]:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from cifarnets._checked import checked
-from cifarnets._files import as_path, write_atomic
+from cifarnets._files import as_path, open_regular, write_atomic
 from cifarnets._html import COLORS, Line, bar, confusion_table, line_chart, reliability_chart
 from cifarnets._runtime import describe_machine
 from cifarnets.datasets import ImageDataset, train_val_split
@@ -197,7 +197,8 @@ def write_report(
         raise InputError(f"a report shows 1 to {MOST_RUNS} runs, not {len(listed)}.")
     folders = [run.folder if isinstance(run, Run) else as_path(run) for run in listed]
     read = [_read(folder, number if len(folders) > 1 else None, root) for number, folder in enumerate(folders)]
-    return write_atomic(path, _render(read))
+    # The name of a folder may hold bytes that are no text.
+    return write_atomic(path, _render(read).encode(errors="replace"))
 
 
 @functools.cache
@@ -251,7 +252,7 @@ def _read(folder: Path, number: int | None, root: str | os.PathLike[str] | None)
         missing.append("history.csv")
     evaluations = {}
     try:
-        with (folder / "evaluation.json").open("rb") as file:
+        with open_regular(folder / "evaluation.json") as file:
             content = json.loads(file.read(LARGEST_FILE))
         evaluations = {name: Evaluation.from_dict(entry) for name, entry in content.items()}
     except (OSError, ValueError, AttributeError, RecursionError):  # of which InputError is one

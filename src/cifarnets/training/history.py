@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from cifarnets._checked import checked
 from cifarnets._figures import BLUE, VERMILLION, new_figure, save_figure, style_chart
-from cifarnets._files import as_path, write_atomic
+from cifarnets._files import as_path, open_regular, write_atomic
 from cifarnets._html import Line, history_table, html, join, line_chart
 from cifarnets._tables import dataframe
 from cifarnets.errors import InputError, brief
@@ -94,7 +94,7 @@ class History(list[dict[str, Any]]):
             InputError: The file cannot be read, or is no history.
         """
         try:
-            with as_path(path).open(newline="", encoding="utf-8") as file:
+            with open_regular(as_path(path)) as binary, io.TextIOWrapper(binary, "utf-8", newline="") as file:
                 rows = [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
             return cls([{**row, "epoch": int(row["epoch"])} for row in rows])
         except (OSError, ValueError, KeyError, TypeError, OverflowError, csv.Error) as error:
@@ -119,10 +119,11 @@ class History(list[dict[str, Any]]):
         if not self:
             return "<p>no epoch yet</p>"
         charts = []
+        epochs = [row.get("epoch", place) for place, row in enumerate(self, 1)]
         for title in ("loss", "accuracy"):
             names = {title: "training", f"val_{title}": "validation"}
             lines = [Line(name, self.column(key), color) for color, (key, name) in enumerate(names.items())]
-            charts.append(line_chart(title, self.column("epoch"), lines))
+            charts.append(line_chart(title, epochs, lines))
         return str(html('<div style="display:flex;flex-wrap:wrap">{}</div>{}', join(charts), history_table(self[-5:])))
 
     @checked

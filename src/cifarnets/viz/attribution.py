@@ -109,8 +109,12 @@ def _occlusion(model: nn.Module, inputs: Tensor, winner: int) -> Tensor:
 
 def _gradient(model: nn.Module, inputs: Tensor, winner: int) -> Tensor:
     """The largest change of the logit over the channels of each pixel: `[H, W]`."""
-    with torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad():  # whatever the caller has switched on
         pixels = inputs.clone().requires_grad_()
         logit = forward_logits(model, pixels)[0, winner]
-        (slope,) = torch.autograd.grad(logit, pixels)  # nothing is left in the parameters' .grad
+        slope = None
+        if logit.requires_grad:  # nothing is left in the parameters' .grad
+            (slope,) = torch.autograd.grad(logit, pixels, allow_unused=True)
+    if slope is None:
+        raise InputError('no gradient leads from the logits to the pixels: use method="occlusion" for this model.')
     return slope[0].abs().amax(0)

@@ -244,11 +244,13 @@ def show_normalized(
         path: Where to save the figure too.
 
     Raises:
-        InputError: It is no image, or the constants do not fit its channels.
+        InputError: It is no image, a value is NaN, or the constants do not fit its channels.
         OutputError: The file cannot be written.
         MissingExtraError: matplotlib is not installed.
     """
     before = channels_of(image).clamp(0, 1)
+    if before.isnan().any():
+        raise InputError("some values of the image are NaN, which have no place among the others.")
     after = normalize(before, mean, std)
     names = ("red", "green", "blue") if len(before) == 3 else ("grey",)
     figure = new_figure(5, 4.2)
@@ -291,13 +293,18 @@ def channels_of(image: "Picture") -> Tensor:
         elif image.ndim == 4 and len(image) == 1:
             image = image[0]
     found = _tensor(image)
-    if not found.numel():
-        raise InputError(f"an image has pixels, and this one has none: {list(found.shape)}.")
     return found if found.is_floating_point() else found / 255
 
 
 def _tensor(image: "Picture") -> Tensor:
     """A picture of any kind as `[C, H, W]`, float32 or whole numbers, on the CPU."""
+    found = _converted(image)
+    if not found.numel():
+        raise InputError(f"an image has pixels, and this one has none: {list(found.shape)}.")
+    return found
+
+
+def _converted(image: "Picture") -> Tensor:
     if isinstance(image, np.ndarray):
         if (
             image.ndim not in (2, 3)

@@ -39,6 +39,9 @@ MOST_NUMBERS = 20
 MOST_CLASSES = 40
 """Classes whose names have room in a chart."""
 
+LONGEST_NAME = 32
+"""Characters of a class's name; a longer one would leave no room for the chart."""
+
 MARKERS = "osD^vP*X"
 """Shapes of points, one more than there are colours: no two of 56 classes share both."""
 
@@ -129,10 +132,11 @@ def plot_per_class(evaluation: Evaluation, *, path: str | os.PathLike[str] | Non
         MissingExtraError: matplotlib is not installed.
     """
     _class_names(evaluation)
-    rows = sorted(evaluation.per_class.items(), key=lambda item: item[1])
+    rows = sorted(((_shortened(name), share) for name, share in evaluation.per_class.items()), key=lambda row: row[1])
     figure = new_figure(4.8, 0.8 + 0.25 * len(rows))
     axes = figure.subplots()
-    axes.barh([name for name, _ in rows], [100 * accuracy for _, accuracy in rows], 0.7, color=BLUE)
+    axes.barh(range(len(rows)), [100 * accuracy for _, accuracy in rows], 0.7, color=BLUE)
+    axes.set_yticks(range(len(rows)), [name for name, _ in rows])
     axes.axvline(100 * evaluation.accuracy, color=VERMILLION, linestyle="--", linewidth=1.4)
     for place, (_, accuracy) in enumerate(rows):
         axes.text(101, place, f"{100 * accuracy:.1f}", va="center", fontsize=SMALL, color=INK)
@@ -254,26 +258,29 @@ def plot_projection(
 
     Raises:
         InputError: Features and labels do not fit together, there are fewer than three vectors or two numbers in each,
-            one is not finite, or a class has no name.
+            one is not finite or its square is not, or a class has no name.
         OutputError: The file cannot be written.
         MissingExtraError: matplotlib is not installed.
     """
     check_dense(features)
     points = features.detach().cpu()
-    known = torch.as_tensor(labels).detach().cpu()
+    try:
+        known = torch.as_tensor(labels).detach().cpu()
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise InputError(f"labels are a whole number for each vector, not {brief(labels)}.") from error
     if points.ndim < 2 or known.ndim != 1 or len(points) != len(known) or points.is_complex() or known.is_complex():
         raise InputError(f"features must be [N, D] and labels [N], not {list(features.shape)} and {list(known.shape)}.")
     points = points.flatten(1).float()
     if len(points) < 3 or points.shape[1] < 2:
         raise InputError(f"a plane needs three vectors of two numbers, and these are {list(points.shape)}.")
-    if not points.isfinite().all():
-        raise InputError("some features are NaN or infinite.")
+    if not points.square().sum().isfinite():  # which the variance is not then
+        raise InputError("some features are NaN or infinite, or too large to square.")
     numbers = sorted(set(known.tolist()))
     names = [str(number) for number in numbers] if classes is None else list(classes)
     if classes is not None:
         if not all(isinstance(number, int) and 0 <= number < len(names) for number in numbers):
             raise InputError(f"labels {brief(numbers)} are not all numbers of the {len(names)} classes.")
-        names = [names[number] for number in numbers]
+        names = [_shortened(names[number]) for number in numbers]
     if len(numbers) > MOST_CLASSES:
         raise InputError(f"{len(numbers)} classes are too many to tell apart: choose at most {MOST_CLASSES}.")
     centered = points - points.mean(0)
@@ -306,4 +313,8 @@ def _class_names(evaluation: Evaluation) -> tuple[str, ...]:
     names = evaluation.classes
     if len(names) > MOST_CLASSES:
         raise InputError(f"{len(names)} classes are too many for one figure, which has room for {MOST_CLASSES}.")
-    return names
+    return tuple(map(_shortened, names))
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
