@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-import torch.nn.functional as F
+from examples.plain_torch import FunctionalNet
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -11,23 +11,6 @@ from cifarnets.datasets import ImageDataset
 
 CLASSES = ["airplane", "automobile", "ship"]
 Pairs = list[tuple[Tensor, int]]
-
-
-class Net(nn.Module):
-    """The article's net: tanh before each pooling."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(3, 16, kernel_size=3, padding=1)
-        self.conv2 = nn.Conv2d(16, 8, kernel_size=3, padding=1)
-        self.fc1 = nn.Linear(8 * 8 * 8, 32)
-        self.fc2 = nn.Linear(32, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out = F.max_pool2d(torch.tanh(self.conv1(x)), 2)
-        out = F.max_pool2d(torch.tanh(self.conv2(out)), 2)
-        out = torch.tanh(self.fc1(out.view(-1, 8 * 8 * 8)))
-        return self.fc2(out)  # type: ignore[no-any-return]
 
 
 def pairs(dataset: ImageDataset) -> Pairs:
@@ -39,7 +22,7 @@ class Loop:
     """The article's loop; each call trains one epoch."""
 
     def __init__(self, train: Pairs | Dataset[Any], workers: int = 0) -> None:
-        self.model = Net()
+        self.model = FunctionalNet()
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-2)
         self.loader = DataLoader(train, batch_size=64, shuffle=True, num_workers=workers)  # type: ignore[arg-type]
 

@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from examples.plain_torch import FunctionalNet
 from torch import nn
 from torch.utils.data import Dataset
 from torchvision import datasets, transforms
 
-from benchmarks._article import CLASSES, Loop, Net, pairs
+from benchmarks._article import CLASSES, Loop, pairs
 from benchmarks._side_by_side import table, take_turns
 from cifarnets import Trainer, seed_everything
 from cifarnets.datasets import ARTICLE_MEAN, ARTICLE_STD, BatchLoader, CIFAR10Normalized, ImageDataset, cifar_subset
@@ -85,7 +86,7 @@ def difference(cifar3: ImageDataset) -> float:
     batches = list(BatchLoader(cifar3, 64, True, device="cpu", seed=0))
     note = Losses()
     fast = trainer(**FAST, callbacks=[note])
-    net = Net()
+    net = FunctionalNet()
     net.load_state_dict(fast.model.state_dict())
     optimizer = torch.optim.SGD(net.parameters(), lr=1e-2)
     theirs = []
