@@ -3,8 +3,9 @@
 import csv
 import json
 import re
+import shutil
 import statistics
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ from zoo import release as zoo
 from cifarnets import evaluate, load, models
 from cifarnets.datasets import BatchLoader, SyntheticCIFAR10
 from cifarnets.errors import InputError
-from cifarnets.recipes import load_recipe
+from cifarnets.recipes import Recipe, list_recipes, load_recipe, run_recipe
+from cifarnets.recipes.recipe import read_recipe
 from cifarnets.weights import index
-from cifarnets.weights.files import read_weights
+from cifarnets.weights.files import read_weights, write_weights
+from cifarnets.weights.index import releases, sha256
 
 NAMES = models.list_models(pretrained=True)
 
@@ -27,13 +30,16 @@ def test_the_index_is_what_the_files_say() -> None:
 
 
 def test_no_weight_file_is_left_out() -> None:
-    assert set(zoo.weight_files()) == set(NAMES)
+    assert zoo.weight_files().keys() == releases().keys()
+    assert {path for path in zoo.WEIGHTS.glob("*.safetensors") if path.name != index.GOLDEN_FILE} == set(
+        zoo.weight_files().values()
+    )
 
 
 def test_the_golden_pictures_are_drawn_ones() -> None:
     golden, _ = read_weights(index.FOLDER / index.GOLDEN_FILE)
     assert torch.equal(golden["images"], SyntheticCIFAR10(train=False, size=12, seed=1).images)
-    assert set(golden) == {"images", *(f"{name}.{key}" for name in NAMES for key in ("logits", "predictions"))}
+    assert set(golden) == {"images", *(f"{name}.{key}" for name in releases() for key in ("logits", "predictions"))}
 
 
 @pytest.mark.parametrize("page", zoo.PAGES, ids=lambda page: page.name)
@@ -47,7 +53,7 @@ def test_the_tables_are_those_of_the_index(page: Path) -> None:
 
 
 def test_a_table_says_of_one_seed_that_it_is_one() -> None:
-    seeds = {name: len(row["seeds"]) for name, row in zoo.build_index().items()}
+    seeds = {name: len(row["seeds"]) for name, row in zoo.build_index().items() if name in NAMES}
     assert 1 in seeds.values()
     for name, count in seeds.items():
         row = re.search(rf"^\| `{re.escape(name)}` \|.*$", zoo.table(zoo.build_index()), re.MULTILINE)
@@ -60,7 +66,7 @@ def test_a_page_without_marks_is_refused() -> None:
         zoo.with_table("# A page", {})
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", sorted({release.recipe for release in releases().values()}))
 def test_the_logs_of_every_seed_are_kept_and_give_the_published_figures(name: str) -> None:
     facts, recipe = models.info(name).release, load_recipe(name)
     assert facts is not None
@@ -82,7 +88,7 @@ def test_the_logs_of_every_seed_are_kept_and_give_the_published_figures(name: st
     assert abs(facts.file_accuracy - plain[0]) <= 5e-4
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", releases())
 def test_a_weight_file_says_what_the_index_says(name: str) -> None:
     model, facts = load(name), models.info(name)
     assert facts.release is not None
@@ -98,11 +104,11 @@ def test_a_weight_file_says_what_the_index_says(name: str) -> None:
 
 
 @pytest.mark.cifar10
-@pytest.mark.parametrize("name", [name for name in NAMES if models.info(name).macs < 5e7])
+@pytest.mark.parametrize("name", [name for name in releases() if models.info(name).macs < 5e7])
 def test_calibration_and_augmented_accuracy_are_measured_again(name: str, real_root: Path) -> None:
     model, facts = load(name), models.info(name).release
     assert facts is not None
-    loader = BatchLoader(load_recipe(name).dataset(False, real_root), 1000, device="cpu", channels_last=True)
+    loader = BatchLoader(load_recipe(facts.recipe).dataset(False, real_root), 1000, device="cpu", channels_last=True)
     assert evaluate(model, loader, device="cpu").ece == pytest.approx(facts.file_ece, abs=1e-3)
     if facts.tta:
         tta: Any = facts.tta
@@ -128,4 +134,91 @@ def test_runs_of_another_recipe_and_broken_off_runs_are_not_released(tmp_path: P
 
 def test_the_seeds_must_be_those_that_the_recipe_names() -> None:
     with pytest.raises(InputError, match=r"names the seeds .*, and the runs have \(\)"):
-        zoo.release("convnet.cifar3", [])
+        zoo.release("convnet.cifar3", [], Path())
+
+
+@pytest.fixture
+def small_zoo(weights_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The zoo in a folder of its own, with runs of a small recipe for convnet whose version is 2."""
+    recipe = Recipe("convnet", epochs=3, lr=0.05, synthetic=True, tta="mirror")
+    for seed, val in ((0, 0), (1, 0), (2, 300)):
+        run_recipe(replace(recipe, seed=seed, val=val), tmp_path / f"run{seed}", device="cpu", progress=False)
+    facts: dict[str, Any] = {"version": "1.0", "seeds": [0], "commit": "0123456", "minutes": 1}
+    recipes = {name: read_recipe(name) for name in list_recipes()}
+    recipes["convnet.v1"] = recipes["convnet"]
+    recipes["convnet"] = {**recipe.to_dict(), "release": {**facts, "seeds": [0, 1], "version": "2.0"}}
+    monkeypatch.setattr(zoo, "load_recipe", lambda name: recipe)
+    monkeypatch.setattr(zoo, "list_recipes", lambda: sorted(recipes))
+    monkeypatch.setattr(zoo, "read_recipe", recipes.__getitem__)
+    shutil.copytree(zoo.LOGS, tmp_path / "logs")
+    monkeypatch.setattr(zoo, "LOGS", tmp_path / "logs")
+    monkeypatch.setattr(zoo, "WEIGHTS", weights_folder)
+    monkeypatch.setattr(zoo, "PAGES", ())
+    monkeypatch.setattr(zoo, "measure_speed", lambda: None)
+    names = {*releases(), "convnet.v1", "convnet.seed1"}
+    speeds = {key: dict.fromkeys(names, 1.0) for key in ("milliseconds", "milliseconds_batch")}
+    monkeypatch.setattr(zoo, "speeds", lambda: {"measured": "here", **speeds})
+    golden, header = read_weights(weights_folder / index.GOLDEN_FILE)
+    for key in ("logits", "predictions"):  # as when the recipe of the first version was renamed
+        golden[f"convnet.v1.{key}"] = golden[f"convnet.{key}"]
+    write_weights(weights_folder / index.GOLDEN_FILE, golden, {}, header["cifarnets"])
+    return tmp_path
+
+
+def test_a_release_is_shown_first_then_written_calibrated_and_never_changed(
+    small_zoo: Path, weights_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs, held_out = [small_zoo / "run0", small_zoo / "run1"], small_zoo / "run2"
+    before = (weights_folder / "convnet.safetensors").read_bytes()
+    first = load("convnet").state_dict()
+    zoo.release("convnet", runs, held_out, all_seeds=True)
+    shown = capsys.readouterr().out
+    assert "convnet (now, version 1)" in shown
+    assert "convnet.seed1 (new)" in shown
+    assert "0.7198" in shown  # the accuracy of the first version
+    assert not (weights_folder / "convnet.v2.safetensors").exists()
+
+    zoo.release("convnet", runs, held_out, all_seeds=True, write=True)
+    index.releases.cache_clear()
+    assert (weights_folder / "convnet.safetensors").read_bytes() == before
+    assert all(torch.equal(tensor, first[key]) for key, tensor in load("convnet.v1").state_dict().items())
+    facts = models.info("convnet").release
+    assert facts is not None
+    assert (facts.version, facts.file, facts.recipe) == (2, "convnet.v2.safetensors", "convnet")
+    assert models.info("convnet.v2").release == facts
+    assert models.info("convnet").variants == ("convnet", "convnet.seed1", "convnet.v1")
+    assert "convnet.seed1" not in models.list_models(pretrained=True)
+    default, pinned, other = (
+        dict(load(*name).named_parameters())["fc2.weight"]
+        for name in (("convnet",), ("convnet.seed1",), ("convnet.v1",))
+    )
+    second = dict(load("convnet", seed=1).named_parameters())["fc2.weight"]
+    assert torch.equal(second, pinned)
+    assert not torch.equal(second, default)
+    assert not torch.equal(other, default)
+    golden, _ = read_weights(weights_folder / index.GOLDEN_FILE)
+    assert golden["convnet.seed1.logits"].shape == (12, 10)
+    assert sha256(golden["convnet.predictions"].numpy().tobytes()) == facts.predictions_sha256
+
+    assert facts.temperature is not None
+    assert facts.uncalibrated_ece is not None
+    assert facts.temperature == pytest.approx(
+        json.loads((small_zoo / "logs/convnet/held_out.json").read_text())["temperature"]
+    )
+    whole = load(small_zoo / "run0" / "model.safetensors")
+    loader = BatchLoader(SyntheticCIFAR10(train=False), 1000, device="cpu", channels_last=True)
+    run, file = evaluate(whole, loader, device="cpu"), evaluate(load("convnet"), loader, device="cpu")
+    assert file.accuracy == facts.file_accuracy
+    assert file.logits is not None
+    assert run.logits is not None
+    assert torch.allclose(file.logits * facts.temperature, run.logits, atol=0.02)
+
+    content = bytearray((weights_folder / "convnet.v2.safetensors").read_bytes())
+    (weights_folder / "convnet.v2.safetensors").write_bytes(content[:-1])
+    with pytest.raises(InputError, match="a released file never changes: raise the version"):
+        zoo.release("convnet", runs, held_out, write=True)
+
+
+def test_only_a_run_that_held_images_out_can_calibrate(small_zoo: Path) -> None:
+    with pytest.raises(InputError, match="held no images out: train it with --val 5000"):
+        zoo.release("convnet", [small_zoo / "run0", small_zoo / "run1"], small_zoo / "run1")

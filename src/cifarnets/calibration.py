@@ -51,18 +51,43 @@ def calibrate(
         InputError: As `evaluate`; or the head is no linear layer; or the images are a test set; or no temperature
             fits, because the model is right about every image, or no better than chance.
     """
-    layer = head(model)
-    if not isinstance(layer, nn.Linear):
-        raise InputError(f"the head must be a linear layer to take a temperature, not {type(layer).__name__}.")
+    _linear_head(model)
     if not allow_test:
         refuse_test_set(val_loader, "calibrate")
     match_data(model, val_loader)
     temperature = fit_temperature(*collect_logits(model, val_loader, resolve_device(device)))
+    divide_logits(model, temperature)
+    return temperature
+
+
+def divide_logits(model: nn.Module, temperature: float) -> None:
+    """Divide the logits of a model by a temperature, in the weights of its head.
+
+    Examples:
+        >>> import torch
+        >>> from cifarnets.calibration import divide_logits
+        >>> from cifarnets.models import create
+        >>> model, images = create("convnet").eval(), torch.zeros(1, 3, 32, 32)
+        >>> before = model(images)
+        >>> divide_logits(model, 2.0)
+        >>> torch.allclose(model(images), before / 2)
+        True
+
+    Raises:
+        InputError: The head is no linear layer.
+    """
+    layer = _linear_head(model)
     with torch.no_grad():
         layer.weight.div_(temperature)
         if layer.bias is not None:
             layer.bias.div_(temperature)
-    return temperature
+
+
+def _linear_head(model: nn.Module) -> nn.Linear:
+    layer = head(model)
+    if not isinstance(layer, nn.Linear):
+        raise InputError(f"the head must be a linear layer to take a temperature, not {type(layer).__name__}.")
+    return layer
 
 
 @checked

@@ -49,7 +49,7 @@ from cifarnets.recipes import Recipe, Run, list_recipes, load_recipe, run_recipe
 from cifarnets.recipes.recipe import read_recipe, recipe_name
 from cifarnets.training import ArticleLog, Callback, Trainer
 from cifarnets.training.checkpoint import CHECKPOINT_FILE
-from cifarnets.weights.index import Release, mean_and_std, releases
+from cifarnets.weights.index import Release, find_release, mean_and_std, releases
 
 REPORT_FILE = "report.html"
 PICTURES_AT_ONCE = 64
@@ -117,15 +117,27 @@ def info(options: argparse.Namespace) -> None:
     if release is not None:
         _print(f"\nreleased weights ({release.size:,} bytes), `create({model.name!r}, pretrained=True)`:")
         _print(f"  test images: {_accuracy(release)}")
-        _print(f"  this file (seed {release.seed}): accuracy {release.file_accuracy:.4f}, ECE {release.file_ece:.4f}")
+        _print(f"  this file (seed {release.seed}): accuracy {release.file_accuracy:.4f}, ECE {_ece(release)}")
         _print(f"  classes: {', '.join(release.classes)}")
         _print(f"  normalised with mean {release.mean}, std {release.std}")
         _print(f"  {release.milliseconds:.2f} ms an image, {release.milliseconds_batch:.3f} ms in batches of 1,000")
         _print(f"  ({release.measured})")
-        _print(f"  trained by: cifarnets train --recipe {model.name} --seed {release.seed}")
+        _print(f"  trained by: cifarnets train --recipe {release.recipe} --seed {release.seed}")
         for key, value in release.provenance.items():
             _print(f"  {key.replace('_', ' ')}: {value}")
+        if len(model.variants) > 1:
+            _print("  all versions and seeds of this name:")
+        for name in model.variants if len(model.variants) > 1 else ():
+            other = releases()[name]
+            words = f"version {other.version}, seed {other.seed}: accuracy {other.file_accuracy:.4f}, ECE {_ece(other)}"
+            _print(f"    {name:<24} {words}")
     _print(f"\n{cifarnets.models.summary(cifarnets.create(options.name))}")
+
+
+def _ece(release: Release) -> str:
+    """The calibration error of a released file, and what it was before the temperature."""
+    before = release.uncalibrated_ece
+    return f"{release.file_ece:.4f}" + (f" ({before:.4f} before calibration)" if before is not None else "")
 
 
 def _accuracy(release: Release) -> str:
@@ -395,7 +407,7 @@ def predict_files(options: argparse.Namespace) -> int:
 def _check_order(options: argparse.Namespace) -> None:
     """Refuse the pictures before the model, which would end as a puzzling error about a weight file."""
     first, second = options.weights, options.images[0]
-    is_model = second in releases() or second.endswith(".safetensors") or second.startswith("hf://")
+    is_model = find_release(second) is not None or second.endswith(".safetensors") or second.startswith("hf://")
     if Path(first).is_file() and not first.endswith(".safetensors") and is_model:
         raise UsageError(f"the model comes first: cifarnets predict {second} {first}")
 

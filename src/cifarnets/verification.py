@@ -16,7 +16,7 @@ from cifarnets.inference import collect_logits
 from cifarnets.models.storage import load
 from cifarnets.weights import index
 from cifarnets.weights.files import parse_weights
-from cifarnets.weights.index import Release, releases, sha256
+from cifarnets.weights.index import Release, find_release, releases, sha256
 
 LOGIT_TOLERANCE = 1e-3
 ACCURACY_TOLERANCE = 5e-4
@@ -60,7 +60,8 @@ def verify(
         ['file', 'golden logits', 'test images']
 
     Args:
-        names: One name or several of `list_models(pretrained=True)`; none for all.
+        names: One name or several of `list_models(pretrained=True)`; none for all, older versions and
+            further seeds among them.
         root: The folder of CIFAR-10; see `CIFAR10Normalized`.
         device: Where to compute. Devices other than the CPU may round more than the check of the logits allows.
 
@@ -74,14 +75,16 @@ def verify(
     """
     if not isinstance(names, (str, list, tuple)) or not all(isinstance(name, str) for name in names):
         raise InputError(f"names must be a name of released weights, or a list of names, not {brief(names)}.")
-    known = releases()
     names = [names] if isinstance(names, str) else names
     if root is not None and find_cifar10(root) is None:
         raise DataNotFoundError(f"there is no CIFAR-10 in {str(root)!r}, the folder that holds {FOLDER!r}.")
-    for name in names:
-        if name not in known:
-            raise unknown_name("weights", name, known)
-    return [check for name in names or known for check in _checks(known[name], root, resolve_device(device))]
+    chosen = []
+    for name in names or releases():
+        release = find_release(name)
+        if release is None:
+            raise unknown_name("weights", name, releases())
+        chosen.append(release)
+    return [check for release in chosen for check in _checks(release, root, resolve_device(device))]
 
 
 def _checks(release: Release, root: str | os.PathLike[str] | None, device: torch.device) -> list[Check]:

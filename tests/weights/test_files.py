@@ -168,7 +168,7 @@ def test_where_nothing_can_be_written(tmp_path: Path) -> None:
 
 # --- what is not let in
 
-READERS = [read_weights, load]
+READERS: list[Callable[[Path], object]] = [read_weights, load]
 
 
 @pytest.fixture
@@ -386,7 +386,7 @@ def test_halved_numbers_take_half_the_room_and_come_back_as_float32(tmp_path: Pa
         "steps": torch.tensor(7),
     }
     whole = write_weights(tmp_path / "whole.safetensors", tensors, {}, "1")
-    half = write_weights(tmp_path / "half.safetensors", tensors, {}, "1", half=True)
+    half = write_weights(tmp_path / "half.safetensors", tensors, {}, "1", halved=tensors)
     assert half.stat().st_size < 0.6 * whole.stat().st_size
     read, _ = read_weights(half)
     assert torch.equal(read["weight"], tensors["weight"].half().float())
@@ -394,14 +394,14 @@ def test_halved_numbers_take_half_the_room_and_come_back_as_float32(tmp_path: Pa
     assert torch.equal(read["double"], tensors["double"])
     assert torch.equal(read["steps"], tensors["steps"])
     assert load_file(half)["weight"].dtype == torch.float16  # as any program sees it
-    again = write_weights(tmp_path / "again.safetensors", read, {}, "1", half=True)
+    again = write_weights(tmp_path / "again.safetensors", read, {}, "1", halved=read)
     assert torch.equal(read_weights(again)[0]["weight"], read["weight"])
 
 
 def test_numbers_too_large_for_float16_are_not_halved(tmp_path: Path) -> None:
     tensors = {"weight": torch.tensor([1.0, 7e4])}
     with pytest.raises(WeightsError, match="weight has numbers that are too large for float16"):
-        write_weights(tmp_path / "half.safetensors", tensors, {}, "1", half=True)
+        write_weights(tmp_path / "half.safetensors", tensors, {}, "1", halved=tensors)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -8,23 +8,24 @@ import pytest
 
 import cifarnets
 from cifarnets import load, models
-from cifarnets.errors import UnknownNameError, WeightsError
+from cifarnets.errors import InputError, UnknownNameError, WeightsError
 from cifarnets.recipes.recipe import read_recipe
 from cifarnets.weights import index
-from cifarnets.weights.index import releases
+from cifarnets.weights.index import find_release, releases
 
 Edit = Callable[[Callable[[dict[str, Any]], object]], None]
 
 
 def test_every_release_has_a_recipe_and_a_registered_model() -> None:
-    assert set(releases()) <= set(cifarnets.recipes.list_recipes())
+    assert {release.recipe for release in releases().values()} <= set(cifarnets.recipes.list_recipes())
     assert {release.architecture for release in releases().values()} <= set(models.list_models())
     for name, release in releases().items():
-        recipe, runs = cifarnets.recipes.load_recipe(name), read_recipe(name)["release"]
+        recipe, runs = cifarnets.recipes.load_recipe(release.recipe), read_recipe(release.recipe)["release"]
         assert release.name == name
         assert recipe.model == release.architecture
         assert tuple(runs["seeds"]) == release.seeds
-        assert release.seed == release.seeds[0]  # the first, not the best
+        assert release.seed == release.seeds[0] or name.endswith(f".seed{release.seed}")  # the first, not the best
+        assert release.version == int(float(runs["version"]))
         assert recipe.tta == release.tta
         assert runs["minutes"]
         if "." not in name:  # so that create(name) and info(name) speak of the same model
@@ -147,3 +148,37 @@ def test_a_fresh_model_needs_no_index(weights_folder: Path, tmp_path: Path) -> N
     model = models.create("fcnet", widths=(4,))
     assert load(cifarnets.save(model, tmp_path / "mine.safetensors")).meta == model.meta
     assert load(str(tmp_path / "mine.safetensors")).meta == model.meta
+
+
+def test_names_pin_versions_and_seeds(edit_index: Edit) -> None:
+    def add(rows: dict[str, Any]) -> None:
+        rows["convnet.v1"] = rows["convnet"]
+        rows["convnet"] = {**rows["convnet"], "version": 2}
+        rows["convnet.seed1"] = {**rows["convnet"], "seed": 1}
+
+    edit_index(add)
+    for name, seed, found in (
+        ("convnet", None, "convnet"),
+        ("convnet.v2", None, "convnet"),
+        ("convnet.v1", None, "convnet.v1"),
+        ("convnet", 1, "convnet.seed1"),
+        ("convnet.v2", 1, "convnet.seed1"),
+        ("convnet.seed1", None, "convnet.seed1"),
+        ("convnet.seed1", 0, "convnet"),
+        ("convnet.v1", 0, "convnet.v1"),
+    ):
+        release = find_release(name, seed)
+        assert release is not None, (name, seed)
+        assert release.name == found
+    for name, seed in (
+        ("convnet.v3", None),
+        ("convnet", 3),
+        ("convnet.v1", 1),
+        ("convnet.seed7", None),
+        ("nothing", 0),
+    ):
+        assert find_release(name, seed) is None
+    with pytest.raises(UnknownNameError, match=r"unknown weights 'convnet\.seed7'"):
+        load("convnet", seed=7)
+    with pytest.raises(InputError, match="only released weights have several seeds"):
+        load(Path("mine.safetensors"), seed=1)

@@ -16,7 +16,7 @@ from cifarnets.errors import InputError
 from cifarnets.models.profile import summary
 from cifarnets.models.registry import model_class, registered, skeleton, unknown_model
 from cifarnets.models.storage import unknown_weights
-from cifarnets.weights.index import Release, mean_and_std, releases
+from cifarnets.weights.index import Release, find_release, mean_and_std, releases
 
 Sort = Literal["name", "parameters", "macs", "accuracy"]
 
@@ -41,6 +41,7 @@ class ModelInfo:
         config: Every argument of `create` with its default.
         parameters: Number of parameters of the default model, frozen ones included.
         release: The released weights of that name; None if there are none.
+        variants: The names of all released weights of that name: older versions and further seeds are among them.
     """
 
     name: str
@@ -48,6 +49,7 @@ class ModelInfo:
     config: Mapping[str, Any]
     parameters: int
     release: Release | None
+    variants: tuple[str, ...]
 
     @functools.cached_property
     def macs(self) -> int:
@@ -112,7 +114,8 @@ def list_models(
 
     Args:
         pattern: Such as `"resnet*"`; upper and lower case are the same.
-        pretrained: List the released weights, which `create(name, pretrained=True)` and `load` take.
+        pretrained: List the released weights, which `create(name, pretrained=True)` and `load` take. Older versions and
+            further seeds are left out: `info(name).variants` lists these.
         max_params: Leave out models with more parameters.
         max_macs: Leave out models with more multiply-adds for an image.
         sort: `"name"`; `"parameters"` or `"macs"`, the smallest first; or, for released weights, `"accuracy"`: those of
@@ -128,7 +131,7 @@ def list_models(
         raise InputError(f"sort must be one of {get_args(Sort)}, not {sort!r}.")
     if sort == "accuracy" and not pretrained:
         raise InputError("only released weights have an accuracy: list_models(…, pretrained=True, sort='accuracy').")
-    known = releases() if pretrained else registered()
+    known = [name for name, release in releases().items() if release.is_default] if pretrained else registered()
     names = sorted(name for name in known if fnmatchcase(name.lower(), pattern.lower()))
     if max_params is None and max_macs is None and sort == "name":
         return names  # no model needs to be built
@@ -168,7 +171,7 @@ def info(name: str) -> ModelInfo:
         UnknownNameError: There is no such model and there are no such weights.
         InputError: The parameters cannot be counted, because layers take their sizes from the first batch.
     """
-    release = releases().get(name)
+    release = find_release(name)
     if name not in registered() and release is None:
         raise unknown_weights(name) if "." in name else unknown_model(name)
     architecture, config = (
@@ -180,4 +183,5 @@ def info(name: str) -> ModelInfo:
     if lazy:
         raise _UncountableError(f"the parameters of {name!r} cannot be counted: {lazy[0]} gets its size from a batch.")
     parameters = sum(p.numel() for p in model.parameters())
-    return ModelInfo(name, description, dict(model.meta.config), parameters, release)  # type: ignore[union-attr, arg-type]
+    variants = tuple(other.name for other in releases().values() if release and other.stem == release.stem)
+    return ModelInfo(name, description, dict(model.meta.config), parameters, release, variants)  # type: ignore[union-attr, arg-type]

@@ -13,7 +13,7 @@ from cifarnets.models.metadata import get_meta
 from cifarnets.models.registry import build, registered, skeleton
 from cifarnets.models.storage import load, load_release, unknown_weights
 from cifarnets.weights import hub
-from cifarnets.weights.index import releases
+from cifarnets.weights.index import find_release
 
 _LOG = logging.getLogger("cifarnets")
 
@@ -66,11 +66,11 @@ def create(
             raise InputError(f"{name!r} is an address of weights: pass pretrained=True.")
         return _with_head(name, load(name), given)
     if pretrained:
-        if name not in releases():
+        release = find_release(name)
+        if release is None:
             raise unknown_weights(name)
-        return _with_head(name, load_release(name), given)
-    if name not in registered() and name in releases():
-        release = releases()[name]
+        return _with_head(name, load_release(release), given)
+    if name not in registered() and (release := find_release(name)):
         return build(release.architecture, {**release.config, **given})
     return build(name, given)
 

@@ -22,7 +22,7 @@ from cifarnets.models.registry import build, is_same_class, model_class, registe
 from cifarnets.version import __version__
 from cifarnets.weights import hub
 from cifarnets.weights.files import check_sha256, parse_weights, read_weights, write_weights
-from cifarnets.weights.index import read_release, releases
+from cifarnets.weights.index import Release, find_release, read_release, releases
 
 _COMPUTING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 """The dtypes that a model can compute in."""
@@ -51,7 +51,8 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, half: bool = False) 
     Args:
         model: A registered model, of any dtype and memory format, on any device.
         path: The file; its usual ending is `.safetensors`.
-        half: Round float32 to float16, which halves the file. `load` gives float32 again.
+        half: Round float32 to float16, which halves the file; the head, which chooses the class, stays as it is. `load`
+            gives float32 again.
 
     Returns:
         The path.
@@ -65,7 +66,9 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, half: bool = False) 
         raise WeightsError(reason)
     meta, state = get_meta(model), unwrap(model).state_dict()
     # Not dataclasses.asdict, which would copy what users put into `training` before JSON can refuse it.
-    return write_weights(path, state, dict(vars(meta)), __version__, half)
+    head_name = getattr(unwrap(model), "head_name", None)
+    halved = [name for name in state if half and not name.startswith(f"{head_name}.")]
+    return write_weights(path, state, dict(vars(meta)), __version__, halved)
 
 
 def why_not_loadable(model: nn.Module) -> str:
@@ -115,7 +118,7 @@ def _how_to_undo(names: Iterable[str]) -> str:
 
 
 @checked
-def load(source: str | os.PathLike[str], *, expected_sha256: str | None = None) -> nn.Module:
+def load(source: str | os.PathLike[str], *, seed: int | None = None, expected_sha256: str | None = None) -> nn.Module:
     """Load a model from a weight file, on the CPU and in eval mode.
 
     Parameters are contiguous, as in a fresh model, whatever memory format the saved model had.
@@ -128,7 +131,9 @@ def load(source: str | os.PathLike[str], *, expected_sha256: str | None = None) 
 
     Args:
         source: A name of `list_models(pretrained=True)`, whose weights come with the library and need no network; a
-            path; or an address on the Hugging Face Hub: `hf://owner/repo[@revision][/file]`.
+            path; or an address on the Hugging Face Hub: `hf://owner/repo[@revision][/file]`. A name stands for its
+            newest version, and `name.v1` for the first one.
+        seed: Released weights of another seed of the same runs; `info(name).variants` lists them.
         expected_sha256: The SHA-256 of the whole file, in hexadecimal. A file with another one is refused.
 
     Raises:
@@ -136,8 +141,11 @@ def load(source: str | os.PathLike[str], *, expected_sha256: str | None = None) 
             the tensors do not fit it; or a released file was changed, or one is not the expected one; or the name is
             a file here as well. The message says which.
         DownloadError: The Hub cannot be reached, and the file is not in the cache.
-        UnknownNameError: There are no released weights of that name, and no such file.
+        UnknownNameError: There are no released weights of that name and seed, and no such file.
+        InputError: A seed is given for a file.
     """
+    if seed is not None and not (isinstance(source, str) and re.fullmatch(r"[\w.]+", source)):
+        raise InputError(f"only released weights have several seeds, not {brief(str(source))}.")
     if not isinstance(source, str):
         return _load_file(find_weights(source), expected_sha256)
     if source.startswith(hub.SCHEME):
@@ -147,11 +155,13 @@ def load(source: str | os.PathLike[str], *, expected_sha256: str | None = None) 
         advice = f"write {brief(address)}" if address else "download the file, and load its path"
         raise InputError(f"load takes no web address such as {brief(source)}: {advice}.")
     if re.fullmatch(r"[\w.]+", source) and not source.endswith(".safetensors"):
-        if source in releases():
+        if release := find_release(source, seed):
             if _is_weight_path(Path(source)):
                 raise WeightsError(f"{source!r} is a file here and the name of released weights: write './{source}'.")
-            check_sha256(releases()[source].sha256, expected_sha256, source)
-            return load_release(source)
+            check_sha256(release.sha256, expected_sha256, source)
+            return load_release(release)
+        if seed is not None and find_release(source):
+            raise unknown_weights(f"{source}.seed{seed}")
         if get_close_matches(source.partition(".")[0], registered()) and not as_path(source).exists():
             raise unknown_weights(source)
     return _load_file(find_weights(source), expected_sha256)
@@ -176,18 +186,18 @@ def unknown_weights(name: str) -> UnknownNameError:
     )
 
 
-def load_release(name: str) -> nn.Module:
+def load_release(release: Release) -> nn.Module:
     """Load released weights, after a check of the file against the index.
 
     Examples:
         >>> from cifarnets.models.storage import load_release
-        >>> load_release("convnet").training
+        >>> from cifarnets.weights.index import releases
+        >>> load_release(releases()["convnet"]).training
         False
 
     Raises:
         WeightsError: The file, or its header, is not what the index says.
     """
-    release = releases()[name]
     model = _rebuild(*parse_weights(read_release(release), release.file), brief(release.file))
     meta = get_meta(model)
     assert meta is not None
@@ -196,7 +206,8 @@ def load_release(name: str) -> nn.Module:
         theirs, ours = getattr(release, key), found[key]
         if json.dumps(theirs) != json.dumps(ours):
             raise WeightsError(
-                f"the index of released weights says {key} {brief(theirs)} of {name!r}; its file has {brief(ours)}."
+                f"the index of released weights says {key} {brief(theirs)} of {release.name!r}; its file "
+                f"has {brief(ours)}."
             )
     annotate(model, provenance=release.provenance)  # which the first files lack
     return model

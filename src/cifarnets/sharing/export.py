@@ -314,7 +314,7 @@ def _release_of(form: _Form) -> Release | None:
     state, about = form.model.state_dict(), _to_json([getattr(form.meta, key, None) for key in keys])
     for release in releases().values():
         if _to_json([getattr(release, key) for key in keys]) == about:
-            theirs = load_release(release.name).state_dict()
+            theirs = load_release(release).state_dict()
             if theirs.keys() == state.keys() and all(torch.equal(state[key], theirs[key]) for key in theirs):
                 return release
     return None

@@ -30,7 +30,7 @@ from cifarnets.weights.hub import (
     reason_of,
     status_of,
 )
-from cifarnets.weights.index import read_release, releases, sha256
+from cifarnets.weights.index import find_release, read_release, sha256
 
 CARD_FILE = "README.md"
 CONFIG_FILE = "config.json"
@@ -177,8 +177,8 @@ def prepare(model: nn.Module | str | os.PathLike[str], repo: str, licence: str |
     if isinstance(model, nn.Module):
         with tempfile.TemporaryDirectory() as folder:
             content = save(model, Path(folder) / DEFAULT_FILE).read_bytes()
-    elif isinstance(model, str) and model in releases():
-        content = read_release(releases()[model])
+    elif isinstance(model, str) and (release := find_release(model)):
+        content = read_release(release)
     elif isinstance(model, str) and model.startswith(SCHEME):
         content = fetch(model).read_bytes()
     else:

@@ -88,7 +88,7 @@ def plot_zoo(x: Literal["params", "macs"] = "params", *, path: str | os.PathLike
     points: list[tuple[float, float]] = []
     labels: list[tuple[float, float, str, str]] = []
     for name, release in releases().items():
-        if len(release.classes) != CIFAR10_CLASSES:
+        if len(release.classes) != CIFAR10_CLASSES or not release.is_default:
             continue
         across = release.parameters if x == "params" else release.macs
         heights = [(100 - 100 * release.accuracy, "o")]

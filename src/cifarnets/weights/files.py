@@ -17,7 +17,7 @@ import json
 import os
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
@@ -53,12 +53,12 @@ def write_weights(
     tensors: Mapping[str, Tensor],
     header: Mapping[str, Any],
     version: str,
-    half: bool = False,
+    halved: Container[str] = (),
 ) -> Path:
     """Write tensors and a header into one safetensors file, atomically; the same input gives the same bytes.
 
-    Each tensor is stored whole and contiguous, in its own dtype. With `half`, float32 is stored as float16, which
-    `read_weights` turns into float32 again.
+    Each tensor is stored whole and contiguous, in its own dtype. The `halved` ones are stored as
+    float16 where they are float32, and `read_weights` turns them into float32 again.
 
     Examples:
         >>> import tempfile, torch
@@ -79,11 +79,11 @@ def write_weights(
     from safetensors.torch import save
 
     channels_last = [name for name, tensor in tensors.items() if _is_channels_last(tensor)]
-    halved = [name for name, tensor in tensors.items() if half and tensor.dtype == torch.float32]
-    stored = {name: _stored(name, tensor, half=name in halved) for name, tensor in tensors.items()}
+    rounded = [name for name, tensor in tensors.items() if name in halved and tensor.dtype == torch.float32]
+    stored = {name: _stored(name, tensor, half=name in rounded) for name, tensor in tensors.items()}
     shown = brief(str(path))
     try:
-        notes = {"channels_last": channels_last, "halved": halved}
+        notes = {"channels_last": channels_last, "halved": rounded}
         entries = {key: json.dumps(value) for key, value in {**header, **notes}.items()}
         for entry in entries.values():
             _from_json(entry)  # what could not be read again must not be written

@@ -31,7 +31,9 @@ class Release:
         (('airplane', 'automobile'), 269722)
 
     Attributes:
-        name: Name of the weights and of the recipe that trains them: the architecture, or `architecture.tag`.
+        name: Name of the weights: the architecture, or `architecture.tag`. Older versions end in `.v1` and so on, and
+            further seeds in `.seed1` and so on.
+        version: 1 for the first weights of that name, 2 for those that took its place.
         file: Name of the file in the package.
         size: Size of the file in bytes.
         sha256: SHA-256 of the file.
@@ -52,6 +54,9 @@ class Release:
         file_accuracy: Accuracy of this file.
         file_tta_accuracy: Accuracy of this file with test-time augmentation.
         file_ece: Expected calibration error of this file, without test-time augmentation.
+        temperature: What the logits of the run were divided by, so that the probabilities of this file say how often it
+            is right; None if they were not. It was found on training images that a run of the same recipe held out.
+        uncalibrated_ece: Expected calibration error without the temperature; None if there is none.
         predictions_sha256: SHA-256 of the predicted classes of the test images, one byte for each.
         milliseconds: Time for an image on the CPU in a batch of one.
         milliseconds_batch: Time for an image on the CPU in a batch of 1,000.
@@ -60,6 +65,7 @@ class Release:
     """
 
     name: str
+    version: int
     file: str
     size: int
     sha256: str
@@ -80,11 +86,50 @@ class Release:
     file_accuracy: float
     file_tta_accuracy: float | None
     file_ece: float
+    temperature: float | None
+    uncalibrated_ece: float | None
     predictions_sha256: str
     milliseconds: float
     milliseconds_batch: float
     measured: str
     provenance: Mapping[str, Any]
+
+    @property
+    def stem(self) -> str:
+        """The name without version and seed.
+
+        Examples:
+            >>> from cifarnets.weights.index import releases
+            >>> releases()["convnet.cifar3"].stem
+            'convnet.cifar3'
+        """
+        return stem_of(self.name)
+
+    @property
+    def recipe(self) -> str:
+        """The name of the recipe that trained them: the name without the seed.
+
+        Examples:
+            >>> from cifarnets.weights.index import releases
+            >>> releases()["convnet.cifar3"].recipe
+            'convnet.cifar3'
+        """
+        return re.sub(r"\.seed[0-9]+$", "", self.name)
+
+    @property
+    def is_default(self) -> bool:
+        """Whether these are the weights that the name without version and seed stands for.
+
+        Examples:
+            >>> from cifarnets.models import info
+            >>> info("resnet20").release.is_default
+            True
+        """
+        return self.name == self.stem
+
+
+_VARIANT = re.compile(r"(\.v(?P<version>[0-9]{1,3}))?(\.seed(?P<seed>[0-9]{1,9}))?$")
+"""How a name may pin a version and a seed."""
 
 
 @functools.cache
@@ -106,6 +151,38 @@ def releases() -> Mapping[str, Release]:
     except (OSError, ValueError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         reason = brief(str(error), 400, quotes=False)
         raise WeightsError(f"the index of released weights {str(path)!r} cannot be read: {reason}.") from error
+
+
+def stem_of(name: str) -> str:
+    """A name without version and seed.
+
+    Examples:
+        >>> from cifarnets.weights.index import stem_of
+        >>> stem_of("convnet.cifar3.v1.seed2"), stem_of("resnet20")
+        ('convnet.cifar3', 'resnet20')
+    """
+    return _VARIANT.sub("", name)
+
+
+def find_release(name: str, seed: int | None = None) -> Release | None:
+    """The released weights of a name: the newest version and the first seed, unless the name or `seed` says another.
+
+    Examples:
+        >>> from cifarnets.weights.index import find_release
+        >>> find_release("convnet").name, find_release("convnet.v1").version
+        ('convnet', 1)
+        >>> find_release("convnet", seed=1000) is None
+        True
+    """
+    pinned = _VARIANT.search(name)
+    assert pinned is not None  # for it may be empty
+    found = [release for release in releases().values() if release.stem == stem_of(name)]
+    version = int(pinned["version"] or max((release.version for release in found), default=1))
+    chosen = seed if pinned["seed"] is None or seed is not None else int(pinned["seed"])
+    for release in found:
+        if release.version == version and release.seed == (release.seeds[0] if chosen is None else chosen):
+            return release
+    return None
 
 
 def _release(name: str, row: Mapping[str, Any]) -> Release:
