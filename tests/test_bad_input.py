@@ -15,7 +15,7 @@ from torch import nn
 import cifarnets
 from cifarnets import Evaluation, Trainer, datasets, distillation, models, recipes, report, sharing, training, viz
 from cifarnets.datasets import BatchLoader, ImageDataset, SyntheticCIFAR10
-from cifarnets.errors import CifarNetsError
+from cifarnets.errors import CifarNetsError, InputError
 
 # Made for each call, so that no call sees what another has done to a value.
 BAD: dict[str, Callable[[], Any]] = {
@@ -285,3 +285,16 @@ def test_every_public_function_is_swept() -> None:
 
 def test_how_many_calls_that_is() -> None:
     assert sum(1 for name in TARGETS for _ in calls(name)) > 5000
+
+
+def test_a_name_where_a_model_is_wanted_is_told_to_be_loaded() -> None:
+    loader = BatchLoader(SyntheticCIFAR10(size=20), 20)
+    calls: list[Callable[[], object]] = [
+        lambda: cifarnets.evaluate("convnet", loader),  # type: ignore[arg-type]
+        lambda: cifarnets.Trainer("convnet"),  # type: ignore[arg-type]
+        lambda: cifarnets.calibrate("convnet", loader),  # type: ignore[arg-type]
+        lambda: cifarnets.predict("convnet", torch.zeros(3, 32, 32)),  # type: ignore[arg-type]
+    ]
+    for call in calls:
+        with pytest.raises(InputError, match=r"'convnet': load it first, cifarnets\.load\('convnet'\)"):
+            call()

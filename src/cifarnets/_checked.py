@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar, get_type_hints
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
 from cifarnets._fields import fits, name_of
 from cifarnets.errors import InputError, brief
@@ -39,7 +39,8 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
                 plain = _plain(value)
                 if not fits(plain, hint):
                     owner = function.__qualname__.removesuffix(".__init__")
-                    raise InputError(f"{name} of {owner} must be {name_of(hint)}, not {_shown(value)}.")
+                    advice = f": load it first, cifarnets.load({_shown(value)})" if _is_named(value, hint) else ""
+                    raise InputError(f"{name} of {owner} must be {name_of(hint)}, not {_shown(value)}{advice}.")
                 bound.arguments[name] = plain
         return function(*bound.args, **bound.kwargs)
 
@@ -51,6 +52,11 @@ def _shown(value: Any) -> str:
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         return f"{type(value).__name__} of {value.dtype} {list(value.shape)}"
     return " ".join(brief(value).split())
+
+
+def _is_named(value: Any, hint: Any) -> bool:
+    """Whether this is the name or the path of a model where the model itself is wanted."""
+    return isinstance(value, str) and isinstance(hint, type) and issubclass(hint, nn.Module)
 
 
 def _plain(value: Any) -> Any:
