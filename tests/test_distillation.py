@@ -36,6 +36,16 @@ def test_labels_are_mixed_with_the_softened_answers(teacher: models.ConvNet, syn
     assert torch.allclose(soft_labels(synthetic3, teacher, 1, 1, tta=None), plain.softmax(1), atol=1e-5)
 
 
+def test_a_teacher_may_know_more_classes(synthetic3: ImageDataset) -> None:
+    """The probabilities are those of the teacher among the classes of the images, found by their names."""
+    teacher = models.ConvNet(num_classes=5).eval()
+    names = ("other", synthetic3.classes[2], synthetic3.classes[0], "more", synthetic3.classes[1])
+    models.annotate(teacher, classes=names)
+    logits, _ = collect_logits(teacher, BatchLoader(synthetic3, 1000), CPU)
+    found = soft_labels(synthetic3, teacher, 1, 1, tta=None)
+    assert torch.allclose(found, logits[:, [2, 4, 1]].softmax(1), atol=1e-5)
+
+
 def test_the_loader_serves_them_in_the_order_of_the_images(teacher: models.ConvNet, synthetic3: ImageDataset) -> None:
     soft = soft_labels(synthetic3, teacher)
     loader = BatchLoader(synthetic3, 7, True, seed=3, labels=soft)

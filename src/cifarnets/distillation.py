@@ -45,7 +45,8 @@ def soft_labels(
 
     Args:
         dataset: The images to learn from; the teacher sees them with its own normalisation.
-        teacher: A model of the same classes, or anything that `load` takes: a name, a path, an `hf://` address.
+        teacher: A model, or anything that `load` takes: a name, a path, an `hf://` address. It may know more classes
+            than the dataset has: its outputs for the others are left out.
         share: The teacher's share of each label, 0..1.
         temperature: Divides the teacher's logits; above 1, the less likely classes count more.
         tta: Test-time augmentation of the teacher, as in `evaluate`.
@@ -68,14 +69,17 @@ def soft_labels(
     mean, std = dataset.constants or (dataset.mean, dataset.std)  # where the teacher does not know its own
     if meta and meta.mean and meta.std:
         mean, std = meta.mean, meta.std
-    seen = ImageDataset(dataset.images, dataset.labels, dataset.classes, mean=mean, std=std)
+    known, chosen = dataset.classes, list(range(len(dataset.classes)))
+    if meta and meta.classes and set(dataset.classes) <= set(meta.classes):
+        known, chosen = meta.classes, [meta.classes.index(name) for name in dataset.classes]
+    seen = ImageDataset(dataset.images, dataset.labels, known, mean=mean, std=std)
     loader = BatchLoader(seen, 1000, device=resolved, channels_last=True, seed=0)
     match_data(model, loader)
     logits, labels = collect_logits(model, loader, resolved, tta)
-    if logits.shape[1] != len(dataset.classes):
+    if logits.shape[1] != len(known):
         raise InputError(
             f"the teacher has {logits.shape[1]} outputs, and the images have {len(dataset.classes)} classes."
         )
-    probabilities = (logits / temperature).softmax(1)
+    probabilities = (logits[:, chosen] / temperature).softmax(1)
     check_probabilities(probabilities)
-    return F.one_hot(labels, logits.shape[1]).float().lerp(probabilities, share)
+    return F.one_hot(labels, len(chosen)).float().lerp(probabilities, share)
