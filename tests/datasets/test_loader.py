@@ -199,8 +199,7 @@ def test_it_keeps_no_block(options: dict[str, Any], monkeypatch: pytest.MonkeyPa
     while (batch := next(batches, None)) is not None:
         given.append(weakref.ref(batch[0]))
         del batch
-    mixes = loader.augment is not None and loader.augment.mixup  # whose batches are made one by one, from two each
-    assert blocks == ([2] * 12 if mixes else [4] * 3)
+    assert blocks == [4] * 3
 
 
 @pytest.mark.parametrize("augment", [None, Augment("random", translate=2, cutout=8), Augment(cutmix=1.0)])

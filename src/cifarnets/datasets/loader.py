@@ -25,6 +25,8 @@ EVAL_BATCH_SIZE = 1000
 BLOCK = 256
 """Images that are converted together: it is cheaper to convert several small batches at once, while the caches hold
 them."""
+BLOCK_ON_CUDA = 4096
+"""The same on a GPU, where starting an operation costs more than most of them take."""
 
 
 class BatchLoader:
@@ -142,17 +144,21 @@ class BatchLoader:
         own_indices, own_labels = (
             parts if size == 1 else tuple(part[rank::size] for part in parts) for parts in (indices, labels)
         )
-        step = 1 if mixes else max(1, BLOCK // self.batch_size)
+        step = max(1, (BLOCK_ON_CUDA if self.device.type == "cuda" else BLOCK) // self.batch_size)
         for first in range(0, len(indices), step):
             block = slice(first, first + step)
-            images, targets = self._take(torch.cat(own_indices[block]), augmenter), own_labels[block]
+            images, targets = self._take(torch.cat(own_indices[block]), augmenter), list(own_labels[block])
+            lengths = [len(part) for part in own_indices[block]]
             if augmenter is not None and mixes:
-                partners = self._take(indices[first].roll(1)[rank::size], augmenter)
-                weight = augmenter.mix(images, partners, epoch, first)
-                partner_labels = self._soft(labels[first].roll(1, 0)[rank::size])
-                targets = (self._soft(targets[0]).lerp(partner_labels, 1 - weight),)
-                del partners
-            parts = torch.split(self._as_batch(images), [len(part) for part in own_indices[block]])
+                for number, part in enumerate(torch.split(images, lengths), first):
+                    # Each image's partner is the one before it in the whole batch.
+                    own = size == 1
+                    partners = part.roll(1, 0) if own else self._take(indices[number].roll(1)[rank::size], augmenter)
+                    weight = augmenter.mix(part, partners, epoch, number)
+                    partner_labels = self._soft(labels[number].roll(1, 0)[rank::size])
+                    targets[number - first] = self._soft(own_labels[number]).lerp(partner_labels, 1 - weight)
+                del part, partners
+            parts = torch.split(self._as_batch(images), lengths)
             sizes = [len(part) for part in indices[block]]
             batches = [Batch(*fields) for fields in zip(parts, targets, sizes, strict=True)]
             batches.reverse()
