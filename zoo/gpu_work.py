@@ -27,6 +27,7 @@ from cifarnets import Trainer, create, load, predict, save, seed_everything
 from cifarnets._files import write_atomic
 from cifarnets._runtime import describe_machine
 from cifarnets.datasets import Augment, BatchLoader, ImageDataset, SyntheticCIFAR10, cifar_subset
+from cifarnets.inference import collect_logits
 from cifarnets.models import annotate
 from cifarnets.models.metadata import get_meta
 from cifarnets.recipes import Recipe, Run, list_recipes, load_recipe, run_recipe
@@ -38,11 +39,11 @@ from cifarnets.training.precision import compiler_options
 from cifarnets.weights.index import mean_and_std
 
 ROOT = Path(__file__).resolve().parents[1]
-START_METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-"""A server that has imported torch, and never touched the GPU, forks a process in no time."""
 TEACHER = "airbench96"
 LIKE = "wide_resnet16_4"
 """A net without a recipe trains as this one does."""
+CHECKPOINT_RATE = 4e8
+"""Bytes a second at which a run writes its checkpoint after every epoch."""
 SAFETY = 0.85
 """The part of the time left that a training may plan with, for other processes change its speed."""
 
@@ -53,19 +54,23 @@ class Alternative:
 
     Attributes:
         changes: To the recipe.
+        benchmark: Whether cuDNN measures its algorithms before it chooses.
         graphs: Whether the compiled code runs as CUDA graphs.
         is_eligible: Whether trainings may take it; others are only measured.
     """
 
     changes: dict[str, Any] = field(default_factory=dict)
+    benchmark: bool = True
     graphs: bool = False
     is_eligible: bool = True
 
 
+PLAIN = "as the recipe"
 ALTERNATIVES = {
-    "as the recipe": Alternative(),
+    PLAIN: Alternative(benchmark=False),
     "contiguous": Alternative({"channels_last": False}, is_eligible=False),
     "fp16": Alternative({"precision": "fp16"}, is_eligible=False),
+    "cuDNN measures": Alternative(),
     "compiled": Alternative({"compile": True}),
     "compiled, CUDA graphs": Alternative({"compile": True}, graphs=True),
 }
@@ -78,6 +83,7 @@ class Size:
     Attributes:
         images: Drawn pictures a split, with which a dry run works; None for CIFAR-10.
         recipe: Changes to every recipe.
+        configs: Arguments of some models, which make them thin.
         seeds: Runs of each contender against the clock.
         warm_steps: Steps that no clock sees.
         seconds: Of one measurement; 0 for two steps.
@@ -90,6 +96,7 @@ class Size:
 
     images: int | None = None
     recipe: dict[str, Any] = field(default_factory=dict)
+    configs: dict[str, dict[str, Any]] = field(default_factory=dict)
     seeds: int = 12
     warm_steps: int = 20
     seconds: float = 1.0
@@ -102,8 +109,14 @@ class Size:
 
 FULL = Size()
 DRY = Size(
-    images=8,
-    recipe={"synthetic": True, "classes": (), "epochs": 1, "batch_size": 4, "compile": False},
+    images=4,
+    recipe={"synthetic": True, "classes": (), "epochs": 1, "batch_size": 2, "compile": False},
+    configs={
+        **{name: {"widths": (8, 16, 16)} for name in ("airbench94", "airbench96")},
+        "mobilenet_v2": {"width": 0.25},
+        "resnet18": {"widths": (8, 8, 16, 16)},
+        "vgg16_bn": {"widths": (8, 8, 16, 16, 16)},
+    },
     seeds=1,
     warm_steps=1,
     seconds=0,
@@ -152,6 +165,27 @@ class Job:
 Work = Callable[[Job], dict[str, Any]]
 
 
+def context_for_processes() -> Any:
+    """How to start processes: from a server that has imported torch, for that takes no time, if a GPU works there."""
+    if "forkserver" in multiprocessing.get_all_start_methods():
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["torch._dynamo", "zoo.gpu_work"])
+        if not torch.cuda.is_available():
+            return context
+        process = context.Process(target=_use_cuda)
+        process.start()
+        process.join(60)
+        if process.exitcode == 0:
+            return context
+        process.kill()
+    return multiprocessing.get_context("spawn")
+
+
+def _use_cuda() -> None:
+    """Fails where the GPU cannot be used in a process that was started so."""
+    assert torch.ones(2, device="cuda").sum().item() == 2
+
+
 def start(work: Work, job: Job) -> None:
     """Do the work of an item in this process, whose output goes into the log."""
     with contextlib.suppress(AttributeError, OSError):
@@ -160,14 +194,20 @@ def start(work: Work, job: Job) -> None:
     for stream in (1, 2):
         os.dup2(log, stream)
     try:
-        if job.size.images is not None:
-            torch.set_num_threads(1)
-            recipes.SyntheticCIFAR10 = functools.partial(SyntheticCIFAR10, size=job.size.images)  # type: ignore[misc, assignment]
-        job.note({**work(job), "machine": describe_machine()})
+        prepare(job)
+        job.note({**work(job), "machine": describe_machine(), "cpu_seconds": round(time.process_time(), 1)})
     except BaseException:
         traceback.print_exc()
         sys.stderr.flush()
         os._exit(1)
+
+
+def prepare(job: Job) -> None:
+    """Make this process ready for the items' work."""
+    os.chdir(job.folder.parent)  # where the teacher lies
+    torch.set_num_threads(2 if job.size.images is None else 1)
+    if job.size.images is not None:
+        recipes.SyntheticCIFAR10 = functools.partial(SyntheticCIFAR10, size=job.size.images)  # type: ignore[misc, assignment]
 
 
 def device() -> torch.device:
@@ -184,36 +224,44 @@ def recipe_of(job: Job) -> Recipe:
     """The recipe of an item: its own, or that of a similar net; with the teacher that was trained here."""
     name = job.options["recipe"]
     found = load_recipe(name) if name in list_recipes() else replace(load_recipe(LIKE), model=name)
-    found = replace(found, **{"seed": job.options.get("seed", 0), **job.size.recipe})
+    changes = {"seed": job.options.get("seed", 0), **job.size.recipe}
+    found = replace(found, config={**found.config, **job.size.configs.get(found.model, {})}, **changes)
     teacher = job.folder.parent / f"{TEACHER}.safetensors"
     if found.distill and teacher.is_file():
         return replace(found, distill={**found.distill, "teacher": teacher.name})
     return replace(found, distill={}) if found.synthetic else found
 
 
-def prepare_compiler(graphs: bool = False) -> None:
-    """A shape that is new is compiled for itself, not for any shape; with `graphs`, code runs as CUDA graphs."""
-    import torch._dynamo
-    import torch._inductor.config
+def take_to(chosen: Alternative) -> None:
+    """Make an alternative that of the whole process; a new shape is compiled for itself, not for any shape."""
+    torch.backends.cudnn.benchmark = chosen.benchmark
+    if not chosen.changes.get("compile"):
+        return
+    from torch._dynamo import config as dynamo
+    from torch._inductor import config as inductor
 
-    torch._dynamo.config.automatic_dynamic_shapes = False
-    torch._inductor.config.triton.cudagraphs = graphs
+    dynamo.automatic_dynamic_shapes = False
+    inductor.triton.cudagraphs = chosen.graphs
 
 
 class Steps:
     """Training steps of a recipe, for a clock."""
 
-    def __init__(self, found: Recipe, train: ImageDataset, *, graphs: bool = False) -> None:
+    def __init__(self, found: Recipe, train: ImageDataset, chosen: Alternative = ALTERNATIVES[PLAIN]) -> None:
+        take_to(chosen)
+        found = replace(found, **chosen.changes)
+        self.chosen = chosen
         seed_everything(found.seed)
         model: Any = create(found.model, **{"num_classes": len(train.classes), **found.config})
         if hasattr(model, "init_from_images"):
             model.init_from_images(next(iter(BatchLoader(train, 5000, device="cpu")))[0])
         average = [] if found.ema is None else [EMA(found.ema)]
-        options = {**found.trainer_options(), "compile": found.compile and not graphs, "seed": None}
+        options = {**found.trainer_options(), "seed": None}
         self.trainer = Trainer(model, **options, device=device(), callbacks=average, progress=False)
-        if graphs:  # beside the same code without them: the compiler tells the two apart by their options
-            options = {**compiler_options(self.trainer.dtype), "triton.cudagraphs": True}
-            self.trainer._forward = compiled(self.trainer.model, options)
+        if chosen.graphs:  # beside the same code without them: the compiler tells the two apart by their options
+            self.trainer._forward = compiled(
+                self.trainer.model, {**compiler_options(self.trainer.dtype), "triton.cudagraphs": True}
+            )
         self.batch_size = min(found.batch_size, len(train))
         loader = BatchLoader(
             train,
@@ -234,6 +282,7 @@ class Steps:
 
     def take(self, count: int) -> float:
         """Take some steps; returns their seconds."""
+        torch.backends.cudnn.benchmark = self.chosen.benchmark
         wait()
         started = time.perf_counter()
         for _ in range(count):
@@ -266,8 +315,8 @@ def check_parity(job: Job) -> dict[str, Any]:
 
 def parity_checks(job: Job) -> dict[str, Callable[[], str]]:
     """The checks by name; each says what it found, or raises."""
-    drawn = SyntheticCIFAR10(size=200, seed=1)
-    data = cifar_subset(drawn, drawn.classes[:3])
+    drawn = SyntheticCIFAR10(size=150, seed=1)
+    data, few = cifar_subset(drawn, drawn.classes[:3]), drawn.select(range(20))
     here, cpu = device(), torch.device("cpu")
 
     def fit(on: torch.device, epochs: int = 2, **options: Any) -> Trainer:
@@ -323,11 +372,7 @@ def parity_checks(job: Job) -> dict[str, Callable[[], str]]:
 
     def released(tta: Any) -> str:
         model = load("resnet20")
-        logits = [
-            torch.cat([cifarnets.inference.forward_logits(model.to(on), images, tta).detach() for images, _ in loader]).cpu()
-            for on in (cpu, here)
-            for loader in [BatchLoader(drawn, 100, device=on)]
-        ]
+        logits = [collect_logits(model, BatchLoader(few, 20, device=on), on, tta)[0] for on in (cpu, here)]
         return near(logits[1], logits[0], 1e-3)
 
     def predictions() -> str:
@@ -410,7 +455,6 @@ def probe(job: Job) -> dict[str, Any]:
     """Measure the alternatives of a net in turns."""
     found = recipe_of(job)
     train = found.dataset(train=True)
-    prepare_compiler()
     built: dict[str, Steps] = {}
     rows: dict[str, dict[str, Any]] = {}
     for name in job.size.alternatives:
@@ -418,7 +462,7 @@ def probe(job: Job) -> dict[str, Any]:
         if device().type != "cuda" and (chosen.graphs or chosen.changes.get("precision") == "fp16"):
             continue
         try:
-            steps = Steps(replace(found, **chosen.changes), train, graphs=chosen.graphs)
+            steps = Steps(found, train, chosen)
             first = steps.take(job.size.warm_steps)
             rows[name] = {"first_seconds": round(first, 2), "loss": steps.trainer.last_loss.item(), "steps": []}
             built[name] = steps
@@ -439,8 +483,7 @@ def probe(job: Job) -> dict[str, Any]:
 
 def _winner(rows: dict[str, dict[str, Any]]) -> str:
     """The fastest eligible alternative that has learnt as the recipe does."""
-    own = next(iter(ALTERNATIVES))
-    loss = rows.get(own, {}).get("loss", math.nan)
+    loss = rows.get(PLAIN, {}).get("loss", math.nan)
     speeds = {
         name: row["images_per_second"]
         for name, row in rows.items()
@@ -448,12 +491,12 @@ def _winner(rows: dict[str, dict[str, Any]]) -> str:
         and ALTERNATIVES[name].is_eligible
         and abs(row["loss"] - loss) <= 0.1 * abs(loss) + 0.05
     }
-    return max(speeds, key=lambda name: speeds[name], default=own)
+    return max(speeds, key=lambda name: speeds[name], default=PLAIN)
 
 
-def chosen_for(job: Job, net: str) -> Alternative:
+def winner_for(job: Job, net: str) -> str:
     """The winner among the alternatives of a net that was measured."""
-    return ALTERNATIVES[job.found.get(f"probe.{net}", {}).get("winner", next(iter(ALTERNATIVES)))]
+    return str(job.found.get(f"probe.{net}", {}).get("winner", PLAIN))
 
 
 def race(job: Job) -> dict[str, Any]:
@@ -462,18 +505,20 @@ def race(job: Job) -> dict[str, Any]:
 
     found = recipe_of(job)
     train, test = found.dataset(train=True), found.dataset(train=False)
-    chosen = chosen_for(job, found.model)
+    winner = winner_for(job, job.options["recipe"])
+    chosen = ALTERNATIVES[winner]
+    take_to(chosen)  # cuDNN measures for both, or for none
     fast = replace(found, **chosen.changes)
-    prepare_compiler(chosen.graphs)
     contenders: dict[str, Any] = {"plain PyTorch": Plain(found, train, test), "Trainer": Ours(found, train, test)}
     if fast != found:
         contenders["Trainer, compiled"] = Ours(fast, train, test)
     curriculum = f"{job.options['recipe']}.curriculum"
     if curriculum in list_recipes():
-        other = replace(load_recipe(curriculum), **{**chosen.changes, **job.size.recipe})
+        other = recipe_of(replace(job, options={"recipe": curriculum}))
+        other = replace(other, **chosen.changes)
         contenders["Trainer, with the curriculum"] = Ours(other, train, test)
     rows: dict[str, dict[str, Any]] = {name: {"outcomes": []} for name in contenders}
-    result = {"recipe": job.options["recipe"], "graphs": chosen.graphs, "contenders": rows}
+    result = {"recipe": job.options["recipe"], "alternative": winner, "contenders": rows}
     for seed in range(-1, job.size.seeds):
         for name in list(contenders):
             started = time.perf_counter()
@@ -509,7 +554,10 @@ def _summarise(rows: dict[str, dict[str, Any]]) -> list[list[str]]:
                 f"{statistics.median(seconds):.3f}",
                 f"{min(seconds):.3f} … {max(seconds):.3f}",
                 f"{statistics.median(ratios):.2f}" if ratios else "",
-                *(mean_and_std(statistics.mean(a), statistics.stdev(a) if len(a) > 1 else None) for a in (plain, augmented)),
+                *(
+                    mean_and_std(statistics.mean(a), statistics.stdev(a) if len(a) > 1 else None)
+                    for a in (plain, augmented)
+                ),
                 str(len(seconds)),
             ]
         )
@@ -518,7 +566,7 @@ def _summarise(rows: dict[str, dict[str, Any]]) -> list[list[str]]:
 
 def find_lanes(job: Job) -> dict[str, Any]:
     """Measure how many small nets train best side by side, each in its own process."""
-    context = multiprocessing.get_context(START_METHOD)
+    context = context_for_processes()
     counts, pipes = job.size.lanes, []
     for _ in range(max(counts)):
         ours, theirs = context.Pipe()
@@ -543,11 +591,9 @@ def _best_lanes(totals: dict[str, float]) -> int:
 
 def _lane(pipe: Any, job: Job) -> None:
     """Train for as long as the pipe says, and answer with images/s."""
-    if job.size.images is not None:
-        torch.set_num_threads(1)
-        recipes.SyntheticCIFAR10 = functools.partial(SyntheticCIFAR10, size=job.size.images)  # type: ignore[misc, assignment]
+    prepare(job)
     found = recipe_of(job)
-    steps = Steps(found, found.dataset(train=True))
+    steps = Steps(found, found.dataset(train=True), ALTERNATIVES[winner_for(job, job.options["recipe"])])
     steps.take(job.size.warm_steps)
     pipe.send("ready")
     with contextlib.suppress(EOFError):  # the other end has gone
@@ -587,27 +633,29 @@ class Report(Callback):
     def __init__(self, job: Job, facts: dict[str, Any]) -> None:
         self.job = job
         self.facts = facts
-        self.started = time.time()
+        self.first = 0.0
 
     def on_epoch_end(self, trainer: Trainer) -> None:
-        done = trainer.epoch / trainer.end_epoch
-        ends = self.started + (time.time() - self.started) / done
-        self.job.note({**self.facts, "epoch": trainer.epoch, "ends": ends + self.facts["finish_seconds"]})
+        now, done = time.time(), trainer.epoch - 1
+        self.first = self.first or now  # the first epoch compiles
+        if done < max(3, trainer.end_epoch // 20):
+            return
+        left = (now - self.first) / done * (trainer.end_epoch - trainer.epoch) + self.facts["finish_seconds"]
+        self.job.note({**self.facts, "epoch": trainer.epoch, "ends": now + left})
 
 
 def train(job: Job) -> dict[str, Any]:
     """Train a net for as many epochs as fit, and keep the weights in float16 with the log of the run."""
-    net = job.options.get("probe", job.options["recipe"])
-    chosen = chosen_for(job, net)
-    found = replace(recipe_of(job), **{**chosen.changes, **job.size.recipe})
-    if found.compile:
-        prepare_compiler(chosen.graphs)
-    os.chdir(job.folder.parent)  # where the teacher lies
+    winner = winner_for(job, job.options.get("probe", job.options["recipe"]))
+    chosen = ALTERNATIVES[winner]
+    take_to(chosen)
+    found = replace(recipe_of(job), **chosen.changes)
     images = found.dataset(train=True)
-    steps = Steps(found, images)
+    steps = Steps(found, images, replace(chosen, graphs=False))  # whose compiled code the run uses again
     steps.take(job.size.warm_steps)
-    seconds = steps.measure(3 * job.size.seconds)
-    epoch = seconds * math.ceil(len(images) / found.batch_size)
+    parameters = sum(parameter.numel() for parameter in steps.trainer.model.parameters())
+    checkpoint = 16 * parameters / CHECKPOINT_RATE
+    epoch = steps.measure(3 * job.size.seconds) * math.ceil(len(images) / found.batch_size) + checkpoint
     finish = 5 + 2 * epoch  # evaluation on all images, in float32
     del steps
     if torch.cuda.is_available():
@@ -621,11 +669,13 @@ def train(job: Job) -> dict[str, Any]:
         "wanted_epochs": wanted,
         "epoch_seconds": round(epoch, 3),
         "finish_seconds": finish,
-        "alternative": job.found.get(f"probe.{net}", {}).get("winner", next(iter(ALTERNATIVES))),
+        "alternative": winner,
     }
     job.note(facts)
     if fits < min(wanted, job.options.get("least_epochs", 1)):
-        raise SystemExit(f"{fits} epochs of {epoch:.2f} s fit, and fewer than {job.options['least_epochs']} are worth little.")
+        raise SystemExit(
+            f"{fits} epochs of {epoch:.2f} s fit, and fewer than {job.options['least_epochs']} are worth little."
+        )
     started = time.time()
     folder = job.folder / "run"
     shutil.rmtree(folder, ignore_errors=True)
@@ -636,7 +686,7 @@ def train(job: Job) -> dict[str, Any]:
     return {
         **facts,
         "seconds": round(time.time() - started, 1),
-        "parameters": sum(parameter.numel() for parameter in run.model.parameters()),
+        "parameters": parameters,
         "accuracy": test.accuracy,
         "tta": run.recipe.tta,
         "tta_accuracy": tta.accuracy if tta else None,

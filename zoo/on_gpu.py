@@ -7,16 +7,17 @@
 
 Needs CIFAR-10. Each item has a process of its own, which is ended when its time is over. An item starts if it fits into
 the time that is left. Timings run alone; tests, probes and trainings run side by side. A training first measures its
-speed, then takes as many epochs as fit. After every item, `results` has `results.md`, `results.json`, and the files of all
-items in an archive that is cut into parts: `cat results/runs.tar.* | tar x` gives a folder for each item, with its log, and
-with the run of a training, weights in float16, as `zoo.release` takes it.
+speed, then takes as many epochs as fit.
+
+After every item, `results` has `results.md`, `results.json`, and an archive of all files, which is cut into parts.
+`cat results/runs.tar.* | tar x` gives each item a folder: its log, and of a training the run, with weights in float16,
+as `zoo.release` takes it.
 """
 
 import argparse
 import contextlib
 import io
 import json
-import multiprocessing
 import os
 import signal
 import sys
@@ -32,7 +33,7 @@ from cifarnets.datasets import find_cifar10
 from cifarnets.models import list_models
 from cifarnets.recipes import list_recipes
 from zoo import gpu_work
-from zoo.gpu_work import DRY, FULL, ROOT, START_METHOD, TEACHER, Job, Size, Work, start
+from zoo.gpu_work import DRY, FULL, ROOT, TEACHER, Job, Size, Work, start
 
 PART = 15 * 2**20
 """Bytes of a part of the archive."""
@@ -75,7 +76,9 @@ def _probe(net: str, why: str) -> Item:
 
 def _training(net: str, why: str, seconds: float, least_seconds: float, seed: int = 0, **options: Any) -> Item:
     name = f"weights.{net}" + f".seed{seed}" * bool(seed)
-    return Item(name, why, gpu_work.train, seconds, None, least_seconds, options={"recipe": net, "seed": seed, **options})
+    return Item(
+        name, why, gpu_work.train, seconds, None, least_seconds, options={"recipe": net, "seed": seed, **options}
+    )
 
 
 ITEMS = (
@@ -86,8 +89,26 @@ ITEMS = (
     _probe("resnet20", "the same for the small ResNets"),
     _probe("quarternet48", "the same for the small depthwise nets"),
     _probe("resnet18", "the same for the large nets"),
-    Item("speed", "time to 94 % beside plain PyTorch, 12 seeds", gpu_work.race, 100, 170, None, True, {"recipe": "airbench94"}),
-    Item("lanes", "how many small nets train best side by side", gpu_work.find_lanes, 40, 75, None, True, {"recipe": "resnet20"}),
+    Item(
+        "speed",
+        "time to 94 % beside plain PyTorch, 12 seeds",
+        gpu_work.race,
+        100,
+        170,
+        None,
+        True,
+        {"recipe": "airbench94"},
+    ),
+    Item(
+        "lanes",
+        "how many small nets train best side by side",
+        gpu_work.find_lanes,
+        40,
+        75,
+        None,
+        True,
+        {"recipe": "resnet20"},
+    ),
     Item(
         "profile",
         "where the time of a step goes",
@@ -98,8 +119,18 @@ ITEMS = (
         options={"recipes": ("airbench94", "resnet20")},
     ),
     _training("quarternet48", "94.4 % is the best known at 98 k", 250, 90, epochs=200, least_epochs=60),
-    _training("quarternet16", "nothing stands above 75 % at the article's own size", 200, 70, epochs=200, least_epochs=60, probe="quarternet48"),
-    _training("resnet20", "asked for most; ours stands 1.2 points below the best known", 200, 70, epochs=200, least_epochs=60),
+    _training(
+        "quarternet16",
+        "nothing stands above 75 % at the article's own size",
+        200,
+        70,
+        epochs=200,
+        least_epochs=60,
+        probe="quarternet48",
+    ),
+    _training(
+        "resnet20", "asked for most; ours stands 1.2 points below the best known", 200, 70, epochs=200, least_epochs=60
+    ),
     _training("resnet18", "asked for most", 150, 60, epochs=40, least_epochs=12),
     _training("wide_resnet16_4", "the strongest at 2.7 M", 150, 60, epochs=60, least_epochs=15, probe="resnet18"),
     _training("resnet56", "the next of the classic ones", 150, 60, epochs=100, least_epochs=30, probe="resnet20"),
@@ -107,8 +138,16 @@ ITEMS = (
     _training("quarternet16", "its spread", 200, 70, 1, epochs=200, least_epochs=60, probe="quarternet48"),
     _training("quarternet48", "its spread", 250, 90, 1, epochs=200, least_epochs=60),
     _training("resnet20", "its spread", 200, 70, 1, epochs=200, least_epochs=60),
-    _training("vgg16_bn", "asked for by name; its weights may not fit into what travels", 120, 50, epochs=40, least_epochs=15, probe="resnet18"),
-)  # fmt: skip
+    _training(
+        "vgg16_bn",
+        "asked for by name; its weights may not fit into what travels",
+        120,
+        50,
+        epochs=40,
+        least_epochs=15,
+        probe="resnet18",
+    ),
+)
 
 
 def plan(items: Sequence[Item]) -> str:
@@ -116,7 +155,9 @@ def plan(items: Sequence[Item]) -> str:
     lines = ["| item | seconds | at least | beside others | why |", "|---|--:|--:|---|---|"]
     for item in items:
         least = f"{item.least or item.seconds:.0f}"
-        lines.append(f"| {item.name} | {item.seconds:.0f} | {least} | {'no' if item.is_alone else 'yes'} | {item.why} |")
+        lines.append(
+            f"| {item.name} | {item.seconds:.0f} | {least} | {'no' if item.is_alone else 'yes'} | {item.why} |"
+        )
     return "\n".join(lines)
 
 
@@ -161,9 +202,7 @@ class Session:
         self.state: dict[str, dict[str, Any]] = {}
         if self.state_file.is_file():
             self.state = json.loads(self.state_file.read_text(encoding="utf-8"))
-        self.context = multiprocessing.get_context(START_METHOD)
-        with contextlib.suppress(AttributeError):
-            self.context.set_forkserver_preload(["zoo.gpu_work"])
+        self.context = gpu_work.context_for_processes()
         self.running: list[Running] = []
 
     @property
@@ -179,21 +218,17 @@ class Session:
     def run(self) -> None:
         """Do the items that are not done yet."""
         waiting = [item for item in self.items if self.state.get(item.name, {}).get("status") != "done"]
-        known = {*list_recipes(), *list_models()}
-        while waiting or self.running:
-            self._reap()
-            while waiting and self._may_start(waiting[0]):
-                item = waiting.pop(0)
-                net, least = item.options.get("recipe"), item.least or item.seconds
-                if net is not None and net not in known:
-                    self._end(item, "left out", f"there is neither a recipe nor a model {net}", 0)
-                elif self.size.images is None and least > self.left:
-                    self._end(item, "left out", f"{self.left:.0f} s were left, and it needs {least:.0f}", 0)
-                else:
-                    self._start(item)
-            self._favour_the_first()
-            time.sleep(0.05)
-        self._write()
+        try:
+            while waiting or self.running:
+                self._reap()
+                while waiting and self._may_start(waiting[0]):
+                    self._start(waiting.pop(0))
+                self._favour_the_first()
+                time.sleep(0.05)
+        finally:
+            for one in self.running:
+                one.kill()
+            self._write()
 
     def _may_start(self, item: Item) -> bool:
         if not self.running:
@@ -201,6 +236,11 @@ class Session:
         return not item.is_alone and not self.running[0].item.is_alone and len(self.running) < self.lanes
 
     def _start(self, item: Item) -> None:
+        net, least = item.options.get("recipe"), item.least or item.seconds
+        if net is not None and net not in {*list_recipes(), *list_models()}:
+            return self._end(item, "left out", f"there is neither a recipe nor a model {net}", 0)
+        if (least if self.size.images is None else 1) > self.left:
+            return self._end(item, "left out", f"{self.left:.0f} s were left, and it needs {least:.0f}", 0)
         folder = self.work / item.name
         folder.mkdir(parents=True, exist_ok=True)
         for name in ("log.txt", "result.json"):
@@ -210,7 +250,7 @@ class Session:
         process = self.context.Process(target=start, args=(item.work, job))
         process.start()
         self.running.append(Running(item, process, time.time(), ends))
-        print(f"{self.left:4.0f} s left: {item.name} starts", flush=True)
+        return print(f"{self.left:4.0f} s left: {item.name} starts", flush=True)
 
     def _reap(self) -> None:
         for one in list(self.running):
@@ -226,9 +266,10 @@ class Session:
 
     def _favour_the_first(self) -> None:
         """End the training of least worth where one of more worth would not be ready in time."""
-        trainings = sorted((one for one in self.running if one.item.work is gpu_work.train), key=lambda one: self.items.index(one.item))
-        for number, one in enumerate(trainings[:-1]):
-            if one.note(self.work).get("ends", 0) > one.ends and number < len(trainings) - 1:
+        trainings = [one for one in self.running if one.item.work is gpu_work.train]
+        trainings.sort(key=lambda one: self.items.index(one.item))
+        for one in trainings[:-1]:
+            if one.note(self.work).get("ends", 0) > one.ends:
                 last = trainings[-1]
                 last.kill()
                 self.running.remove(last)
@@ -247,7 +288,9 @@ class Session:
             "result": result if seconds else {},
             "log": "" if status == "done" else "\n".join(text.splitlines()[-30:]),
         }
-        print(f"{self.left:4.0f} s left: {item.name} {status} after {seconds:.0f} s{reason and ': ' + reason}", flush=True)
+        print(
+            f"{self.left:4.0f} s left: {item.name} {status} after {seconds:.0f} s{reason and ': ' + reason}", flush=True
+        )
         self._write()
 
     def _results(self) -> dict[str, Any]:
@@ -269,7 +312,7 @@ class Session:
 
 
 def pack(work: Path, names: Sequence[str]) -> tuple[bytes, list[str]]:
-    """Put the logs and the kept files of items into an archive; returns the names of those whose weights did not fit."""
+    """Put logs and kept files of items into an archive; returns the names of those whose weights did not fit."""
     buffer, left_out = io.BytesIO(), []
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         for name in names:
@@ -294,14 +337,20 @@ def report(items: Sequence[Item], state: Mapping[str, Mapping[str, Any]]) -> str
     machines = dict.fromkeys(result["machine"] for result in results.values() if "machine" in result)
     lines = ["# On a GPU", "", *machines, "", "| item | | seconds | |", "|---|---|--:|---|"]
     for name, row in rows.items():
-        lines.append(f"| {name} | {row['status']} | {row['seconds']} | {row['reason'] or row['result'].get('summary_line', '')} |")
+        lines.append(f"| {name} | {row['status']} | {row['seconds']} | {row['reason'] or _in_short(row['result'])} |")
     for name in ("parity", "tests"):
         if result := results.get(name):
             lines += ["", f"## {name}: {result.get('summary', '')}", ""]
             lines += [f"- {check}: {outcome}" for check, outcome in result.get("outcomes", {}).items()]
     for name, result in results.items():
         if name.startswith("probe.") and result:
-            lines += ["", f"## {name}: {result['winner']}", "", "| | images/s | first steps, s | loss |", "|---|--:|--:|--:|"]
+            lines += [
+                "",
+                f"## {name}: {result['winner']}",
+                "",
+                "| | images/s | first steps, s | loss |",
+                "|---|--:|--:|--:|",
+            ]
             for kind, found in result["alternatives"].items():
                 speed = f"{found['images_per_second']:,}" if "images_per_second" in found else found.get("error", "")
                 lines.append(f"| {kind} | {speed} | {found.get('first_seconds', '')} | {found.get('loss', '')} |")
@@ -309,7 +358,7 @@ def report(items: Sequence[Item], state: Mapping[str, Mapping[str, Any]]) -> str
         heading = "| | seconds (median) | fastest … slowest | ratio | test accuracy | with TTA | seeds |"
         lines += ["", f"## speed: {result['recipe']}", "", heading, "|---|--:|--:|--:|--:|--:|--:|"]
         lines += [f"| {' | '.join(row)} |" for row in result.get("summary", [])]
-        lines += ["", f"CUDA graphs: {result['graphs']}."]
+        lines += ["", f"The fast ones run {result['alternative']}."]
     if result := results.get("lanes"):
         lines += ["", f"## lanes: {result['lanes']}", "", "| processes | images/s of all |", "|--:|--:|"]
         lines += [f"| {count} | {speed:,} |" for count, speed in result["images_per_second"].items()]
@@ -319,7 +368,9 @@ def report(items: Sequence[Item], state: Mapping[str, Mapping[str, Any]]) -> str
         lines += ["", "## weights", "", heading, "|---|--:|--:|--:|--:|--:|--:|---|"]
         for name, found in trained.items():
             tta = f"{found['tta_accuracy']:.4f} ({found['tta']})" if found["tta"] else ""
-            figures = f"{found['parameters']:,} | {found['epochs']} | {found['accuracy']:.4f} | {tta} | {found['ece']:.3f}"
+            figures = (
+                f"{found['parameters']:,} | {found['epochs']} | {found['accuracy']:.4f} | {tta} | {found['ece']:.3f}"
+            )
             lines.append(f"| {name} | {figures} | {found['seconds']} | `{found['command']}` ({found['alternative']}) |")
     for name, text in results.get("profile", {}).get("tables", {}).items():
         lines += ["", f"## profile of a step: {name}", "", "```", text, "```"]
@@ -327,6 +378,14 @@ def report(items: Sequence[Item], state: Mapping[str, Mapping[str, Any]]) -> str
         if row["log"]:
             lines += ["", f"## the last lines of {name}", "", "```", row["log"], "```"]
     return "\n".join(lines) + "\n"
+
+
+def _in_short(result: Mapping[str, Any]) -> str:
+    """The one figure of an item that matters most."""
+    if "accuracy" in result:
+        return f"{result['accuracy']:.4f}"
+    summary = result.get("winner", result.get("lanes", result.get("summary", "")))
+    return str(summary) if not isinstance(summary, list) else ""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -348,9 +407,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not items:
         print(f"zoo.on_gpu: no item begins with {options.only}", file=sys.stderr)
         return 1
-    if not options.dry and find_cifar10() is None:
+    data = find_cifar10()
+    if data is not None:
+        os.environ["CIFARNETS_DATA"] = str(data.absolute())  # for processes that work in another folder
+    elif not options.dry:
         print("zoo.on_gpu: set CIFARNETS_DATA to the folder that holds cifar-10-batches-py", file=sys.stderr)
         return 1
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the processes of the items too
     work = options.work.absolute()
     work.mkdir(parents=True, exist_ok=True)
     Session(items, options.out.absolute(), work, DRY if options.dry else FULL, until).run()
