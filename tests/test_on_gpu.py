@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from safetensors import safe_open
 from zoo import on_gpu
-from zoo.gpu_work import ALTERNATIVES, DRY, PLAIN, Job, _best_lanes, _winner
+from zoo.gpu_work import ALTERNATIVES, DRY, FULL, PLAIN, Job, _best_lanes, _winner
 
 import cifarnets
 from cifarnets.models import list_models
@@ -122,7 +122,7 @@ def test_an_item_that_fails_or_hangs_costs_only_itself(tmp_path: Path) -> None:
 
 def test_what_does_not_fit_into_the_time_does_not_start(tmp_path: Path) -> None:
     item = on_gpu.Item("slow", "", _hang, 50)
-    on_gpu.Session([item], tmp_path / "out", tmp_path / "work", on_gpu.FULL, time.time() + 20).run()
+    on_gpu.Session([item], tmp_path / "out", tmp_path / "work", FULL, time.time() + 20).run()
     row = json.loads((tmp_path / "out" / "results.json").read_text())["slow"]
     assert row["status"] == "left out"
     assert row["reason"].endswith(" s were left, and it needs 50")

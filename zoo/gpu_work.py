@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 import cifarnets
 from cifarnets import Trainer, create, load, predict, save, seed_everything
@@ -207,7 +208,7 @@ def prepare(job: Job) -> None:
     os.chdir(job.folder.parent)  # where the teacher lies
     torch.set_num_threads(2 if job.size.images is None else 1)
     if job.size.images is not None:
-        recipes.SyntheticCIFAR10 = functools.partial(SyntheticCIFAR10, size=job.size.images)  # type: ignore[misc, assignment]
+        vars(recipes)["SyntheticCIFAR10"] = functools.partial(SyntheticCIFAR10, size=job.size.images)
 
 
 def device() -> torch.device:
@@ -272,7 +273,7 @@ class Steps:
             seed=found.seed,
             augment=found.augmentation(),
             channels_last=found.channels_last,
-            labels=found.labels(train, device()),
+            labels=_labels(found, train),
         )
         self.trainer.plan(loader, epochs=1_000_000)  # the rate stays where the schedule starts
         for callback in average:
@@ -294,6 +295,17 @@ class Steps:
         """Seconds a step, over about so many seconds."""
         count = 2 if not seconds else max(2, round(seconds / (self.take(5) / 5)))
         return self.take(count) / count
+
+
+def _labels(found: Recipe, train: ImageDataset) -> Tensor | None:
+    """The labels of a recipe's teacher, which all alternatives of a process share."""
+    key = json.dumps(dict(found.distill), sort_keys=True)
+    if key not in _known_labels:
+        _known_labels[key] = found.labels(train, device())
+    return _known_labels[key]
+
+
+_known_labels: dict[str, Tensor | None] = {}
 
 
 def check_parity(job: Job) -> dict[str, Any]:
@@ -377,7 +389,7 @@ def parity_checks(job: Job) -> dict[str, Callable[[], str]]:
 
     def predictions() -> str:
         model, pictures = load("convnet.cifar3"), torch.rand(5, 3, 32, 32)
-        found = [predict(model, pictures, topk=3, device=on) for on in (cpu, here)]
+        found: list[Any] = [predict(model, pictures, topk=3, device=on) for on in (cpu, here)]
         names = [[[name for name, _ in row] for row in each] for each in found]
         assert names[0] == names[1], names
         return "the same classes"
@@ -397,7 +409,7 @@ def parity_checks(job: Job) -> dict[str, Callable[[], str]]:
         each = torch.stack([orthogonalise(matrix, 3) for matrix in matrices])
         return near(together, each, 0.05)  # in bfloat16 on CUDA
 
-    muon_options = {"bias_lr": 0.05, "head_lr": 0.05}
+    muon_options: dict[str, Any] = {"optimizer": "convmuon", "optimizer_options": {"bias_lr": 0.05, "head_lr": 0.05}}
     checks: dict[str, Callable[[], str]] = {
         "fp32": lambda: losses(fit(here), fit(cpu), 1e-3),
         "fp32, channels_last": lambda: losses(fit(here, channels_last=True), fit(cpu, channels_last=True), 1e-3),
@@ -406,9 +418,7 @@ def parity_checks(job: Job) -> dict[str, Callable[[], str]]:
         "accumulated, clipped": lambda: losses(
             fit(here, accumulate=2, clip_norm=0.5), fit(cpu, accumulate=2, clip_norm=0.5), 1e-3
         ),
-        "Muon": lambda: losses(
-            *(fit(on, optimizer="convmuon", optimizer_options=muon_options) for on in (here, cpu)), 0.05
-        ),
+        "Muon": lambda: losses(fit(here, **muon_options), fit(cpu, **muon_options), 0.05),
         "Muon, filters together": muon,
         "flips, shifts, cutout": lambda: augmentation(flip="alternating", translate=4, cutout=8),
         "mixup": lambda: augmentation(translate=2, mixup=0.5),
@@ -520,6 +530,7 @@ def race(job: Job) -> dict[str, Any]:
     rows: dict[str, dict[str, Any]] = {name: {"outcomes": []} for name in contenders}
     result = {"recipe": job.options["recipe"], "alternative": winner, "contenders": rows}
     for seed in range(-1, job.size.seeds):
+        left = job.left
         for name in list(contenders):
             started = time.perf_counter()
             try:
@@ -534,13 +545,13 @@ def race(job: Job) -> dict[str, Any]:
             else:
                 rows[name]["outcomes"].append(outcome)
         job.note({**result, "summary": _summarise(rows)})
-        if job.left < 5:
+        if seed >= 0 and job.left < 1.5 * (left - job.left):
             break
     return {**result, "summary": _summarise(rows)}
 
 
 def _summarise(rows: dict[str, dict[str, Any]]) -> list[list[str]]:
-    """A row for each contender: seconds, relative to plain PyTorch, accuracy without and with TTA, seeds."""
+    """A row for each contender: seconds, relative to plain PyTorch, accuracy without and with TTA, seeds, first run."""
     table = []
     base = [outcome[0] for outcome in rows["plain PyTorch"]["outcomes"]]
     for name, row in rows.items():
@@ -559,6 +570,7 @@ def _summarise(rows: dict[str, dict[str, Any]]) -> list[list[str]]:
                     for a in (plain, augmented)
                 ),
                 str(len(seconds)),
+                f"{row['first_seconds']:.1f}",
             ]
         )
     return table
@@ -566,7 +578,9 @@ def _summarise(rows: dict[str, dict[str, Any]]) -> list[list[str]]:
 
 def find_lanes(job: Job) -> dict[str, Any]:
     """Measure how many small nets train best side by side, each in its own process."""
-    context = context_for_processes()
+    # This process has not touched the GPU yet, so copies of it may.
+    can_fork = "fork" in multiprocessing.get_all_start_methods() and sys.platform == "linux"
+    context: Any = multiprocessing.get_context("fork" if can_fork else "spawn")
     counts, pipes = job.size.lanes, []
     for _ in range(max(counts)):
         ours, theirs = context.Pipe()
@@ -651,7 +665,7 @@ def train(job: Job) -> dict[str, Any]:
     take_to(chosen)
     found = replace(recipe_of(job), **chosen.changes)
     images = found.dataset(train=True)
-    steps = Steps(found, images, replace(chosen, graphs=False))  # whose compiled code the run uses again
+    steps = Steps(found, images, chosen)
     steps.take(job.size.warm_steps)
     parameters = sum(parameter.numel() for parameter in steps.trainer.model.parameters())
     checkpoint = 16 * parameters / CHECKPOINT_RATE

@@ -204,6 +204,7 @@ class Session:
             self.state = json.loads(self.state_file.read_text(encoding="utf-8"))
         self.context = gpu_work.context_for_processes()
         self.running: list[Running] = []
+        self.patient_until = 0.0
 
     @property
     def left(self) -> float:
@@ -266,6 +267,8 @@ class Session:
 
     def _favour_the_first(self) -> None:
         """End the training of least worth where one of more worth would not be ready in time."""
+        if time.time() < self.patient_until:
+            return
         trainings = [one for one in self.running if one.item.work is gpu_work.train]
         trainings.sort(key=lambda one: self.items.index(one.item))
         for one in trainings[:-1]:
@@ -273,6 +276,7 @@ class Session:
                 last = trainings[-1]
                 last.kill()
                 self.running.remove(last)
+                self.patient_until = time.time() + 20  # until it shows
                 self._end(last.item, "ended", f"{one.item.name} would not have been ready", time.time() - last.started)
                 return
 
@@ -355,8 +359,8 @@ def report(items: Sequence[Item], state: Mapping[str, Mapping[str, Any]]) -> str
                 speed = f"{found['images_per_second']:,}" if "images_per_second" in found else found.get("error", "")
                 lines.append(f"| {kind} | {speed} | {found.get('first_seconds', '')} | {found.get('loss', '')} |")
     if result := results.get("speed"):
-        heading = "| | seconds (median) | fastest … slowest | ratio | test accuracy | with TTA | seeds |"
-        lines += ["", f"## speed: {result['recipe']}", "", heading, "|---|--:|--:|--:|--:|--:|--:|"]
+        heading = "| | seconds (median) | fastest … slowest | ratio | test accuracy | with TTA | seeds | first run, s |"
+        lines += ["", f"## speed: {result['recipe']}", "", heading, f"|---|{'--:|' * 7}"]
         lines += [f"| {' | '.join(row)} |" for row in result.get("summary", [])]
         lines += ["", f"The fast ones run {result['alternative']}."]
     if result := results.get("lanes"):
