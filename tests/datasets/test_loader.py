@@ -229,6 +229,27 @@ def test_repr() -> None:
     )
 
 
+@pytest.mark.parametrize("augment", [None, Augment("random", translate=2)])
+def test_passes_that_are_drawn_ahead_are_the_same(augment: Augment | None) -> None:
+    loaders = [BatchLoader(numbered(20), 8, True, device="cpu", seed=3, augment=augment) for _ in range(2)]
+    loaders[0]._draws_ahead = True  # as on CUDA
+    for loader in loaders:
+        list(loader)  # the next pass is drawn
+
+    def both() -> None:
+        for (images, labels), (others, their_labels) in zip(*loaders, strict=True):
+            assert torch.equal(images, others)
+            assert torch.equal(labels, their_labels)
+
+    both()
+    for loader in loaders:
+        loader.epoch = 7  # and is not the one that comes
+    both()
+    for loader in loaders:
+        loader.seed, loader.augment = 4, Augment("random", cutout=4)
+    both()
+
+
 @pytest.mark.gpu
 def test_on_cuda_the_batches_are_those_of_the_cpu() -> None:
     loaders = [BatchLoader(numbered(50), 16, shuffle=True, device=device, seed=3) for device in ("cpu", "cuda")]

@@ -111,6 +111,9 @@ class BatchLoader:
         )
         self._minus_mean, self._all_255 = -mean, torch.full_like(mean, 255)
         self._augmenter: Augmenter | None = None
+        # The CPU draws the next pass while a GPU is still at work on this one.
+        self._draws_ahead = self.device.type == "cuda"
+        self._drawn: tuple[tuple[Any, ...], tuple[Tensor, Augmenter | None]] | None = None
 
     def __len__(self) -> int:
         full, rest = divmod(len(self.dataset), self.batch_size)
@@ -134,9 +137,8 @@ class BatchLoader:
             This process's images and labels, and the size of the whole batch.
         """
         epoch, self.epoch = self.epoch, self.epoch + 1
-        order = self.order(epoch) if self.shuffle else torch.arange(len(self.dataset), device=self.device)
+        order, augmenter = self._draw(epoch)
         order = order[: len(self) * self.batch_size]
-        augmenter = self._start_augmenter(epoch)
         mixes = augmenter is not None and augmenter.mixes
         # Cut up once an epoch: a view costs as much as a small computation, and an epoch has hundreds of each.
         indices = torch.split(order, self.batch_size)
@@ -166,6 +168,8 @@ class BatchLoader:
             del images, targets, parts
             while batches:
                 yield batches.pop()
+        if self._draws_ahead:
+            self._drawn = self._key(epoch + 1), self._draw(epoch + 1)
 
     def state_dict(self) -> dict[str, int]:
         """What the order of the next pass depends on.
@@ -208,6 +212,17 @@ class BatchLoader:
         """
         drawn = torch.randperm(len(self.dataset), generator=generator(self.seed, epoch), device="cpu")
         return drawn.to(self.device)
+
+    def _draw(self, epoch: int) -> tuple[Tensor, Augmenter | None]:
+        """All chance of a pass: the order of the images, and what happens to each."""
+        drawn, self._drawn = self._drawn, None
+        if drawn is not None and drawn[0] == self._key(epoch):
+            return drawn[1]
+        order = self.order(epoch) if self.shuffle else torch.arange(len(self.dataset), device=self.device)
+        return order, self._start_augmenter(epoch)
+
+    def _key(self, epoch: int) -> tuple[Any, ...]:
+        return self.seed, epoch, self.shuffle, self.augment
 
     def _start_augmenter(self, epoch: int) -> Augmenter | None:
         if self.augment is None:
