@@ -17,6 +17,7 @@ import pytest
 import torch
 from tests.training.helpers import BatchNormNet, MakeNet
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 
 import cifarnets
@@ -352,6 +353,27 @@ def test_the_average_is_the_one_computed_by_hand(
             for value in values[1:]:
                 expected = decay * expected + (1 - decay) * value
         torch.testing.assert_close(ours[name], expected)
+
+
+def test_the_average_is_that_of_torch_bit_for_bit(loader: BatchLoader) -> None:
+    def rule(averages: Any, current: Any, _: Any) -> None:
+        for average, value in zip(averages, current, strict=True):
+            if average.is_floating_point():
+                average.lerp_(value, 1 - 0.6)
+            else:
+                average.copy_(value * (1 - 0.6) + average * 0.6)
+
+    steps, average = Steps(), EMA(0.6)
+    trainer = fit(with_norm, loader, average, steps, epochs=2, lr=0.1)
+    model = with_norm()
+    reference = AveragedModel(model, multi_avg_fn=rule, use_buffers=True)
+    for weights in steps.weights:
+        model.load_state_dict(weights)
+        reference.update_parameters(model)
+    assert average.average is not None
+    for name, value in reference.state_dict().items():
+        assert torch.equal(average.average.state_dict()[name], value), name
+    assert trainer.eval_model.state_dict()["1.num_batches_tracked"] > 0
 
 
 def test_the_average_is_what_is_evaluated_and_saved(

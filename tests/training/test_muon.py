@@ -10,7 +10,7 @@ from cifarnets.datasets import BatchLoader, ImageDataset
 from cifarnets.errors import InputError
 from cifarnets.models import create
 from cifarnets.training import ConvMuon, make_optimizer, make_schedule
-from cifarnets.training.muon import orthogonalise
+from cifarnets.training.muon import move_each, move_together, orthogonalise
 from cifarnets.training.schedules import SCHEDULES
 
 
@@ -19,6 +19,29 @@ def test_orthogonalise_brings_singular_values_near_one() -> None:
         values = torch.linalg.svdvals(orthogonalise(torch.randn(shape), 6))
         assert values.min() > 0.5
         assert values.max() < 1.4
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+@pytest.mark.parametrize("muon", [True, False])
+def test_parameters_moved_together_end_where_each_alone_does(muon: bool, weight_decay: float) -> None:
+    shapes = ((8, 3, 3, 3), (4, 8, 3, 3), (8, 3, 3, 3), (30, 2, 1, 1)) if muon else ((8,), (3, 8), (1, 2, 2), ())
+    group: dict[str, Any] = {"lr": 0.1, "momentum": 0.6, "steps": 3, "muon": muon, "weight_decay": weight_decay}
+    torch.manual_seed(0)
+    start = [torch.randn(shape) for shape in shapes]
+    each, together = ([tensor.clone() for tensor in start] for _ in range(2))
+    if muon:
+        each[0], together[0] = (own[0].to(memory_format=torch.channels_last) for own in (each, together))
+    buffers = [[torch.zeros_like(tensor) for tensor in start] for _ in range(2)]
+    for _ in range(4):
+        for parameter, other in zip(each, together, strict=True):
+            parameter.grad = torch.randn_like(parameter)
+            other.grad = parameter.grad.clone()
+        with torch.no_grad():
+            move_each(each, buffers[0], group)
+            move_together(together, buffers[1], group)
+    for parameter, other, before in zip(each, together, start, strict=True):
+        torch.testing.assert_close(other, parameter, rtol=1e-4, atol=1e-5)
+        assert not torch.allclose(other, before)
 
 
 def test_all_but_filters_take_the_steps_of_nesterov_sgd() -> None:

@@ -25,6 +25,8 @@ EVAL_BATCH_SIZE = 1000
 BLOCK = 256
 """Images that are converted together: it is cheaper to convert several small batches at once, while the caches hold
 them."""
+BLOCK_ON_CUDA = 4096
+"""The same on a GPU, where starting an operation costs more than most of them take."""
 
 
 class BatchLoader:
@@ -109,6 +111,9 @@ class BatchLoader:
         )
         self._minus_mean, self._all_255 = -mean, torch.full_like(mean, 255)
         self._augmenter: Augmenter | None = None
+        # The CPU draws the next pass while a GPU is still at work on this one.
+        self._draws_ahead = self.device.type == "cuda"
+        self._drawn: tuple[tuple[Any, ...], tuple[Tensor, Augmenter | None]] | None = None
 
     def __len__(self) -> int:
         full, rest = divmod(len(self.dataset), self.batch_size)
@@ -132,9 +137,8 @@ class BatchLoader:
             This process's images and labels, and the size of the whole batch.
         """
         epoch, self.epoch = self.epoch, self.epoch + 1
-        order = self.order(epoch) if self.shuffle else torch.arange(len(self.dataset), device=self.device)
+        order, augmenter = self._draw(epoch)
         order = order[: len(self) * self.batch_size]
-        augmenter = self._start_augmenter(epoch)
         mixes = augmenter is not None and augmenter.mixes
         # Cut up once an epoch: a view costs as much as a small computation, and an epoch has hundreds of each.
         indices = torch.split(order, self.batch_size)
@@ -142,17 +146,21 @@ class BatchLoader:
         own_indices, own_labels = (
             parts if size == 1 else tuple(part[rank::size] for part in parts) for parts in (indices, labels)
         )
-        step = 1 if mixes else max(1, BLOCK // self.batch_size)
+        step = max(1, (BLOCK_ON_CUDA if self.device.type == "cuda" else BLOCK) // self.batch_size)
         for first in range(0, len(indices), step):
             block = slice(first, first + step)
-            images, targets = self._take(torch.cat(own_indices[block]), augmenter), own_labels[block]
+            images, targets = self._take(torch.cat(own_indices[block]), augmenter), list(own_labels[block])
+            lengths = [len(part) for part in own_indices[block]]
             if augmenter is not None and mixes:
-                partners = self._take(indices[first].roll(1)[rank::size], augmenter)
-                weight = augmenter.mix(images, partners, epoch, first)
-                partner_labels = self._soft(labels[first].roll(1, 0)[rank::size])
-                targets = (self._soft(targets[0]).lerp(partner_labels, 1 - weight),)
-                del partners
-            parts = torch.split(self._as_batch(images), [len(part) for part in own_indices[block]])
+                for number, part in enumerate(torch.split(images, lengths), first):
+                    # Each image's partner is the one before it in the whole batch.
+                    own = size == 1
+                    partners = part.roll(1, 0) if own else self._take(indices[number].roll(1)[rank::size], augmenter)
+                    weight = augmenter.mix(part, partners, epoch, number)
+                    partner_labels = self._soft(labels[number].roll(1, 0)[rank::size])
+                    targets[number - first] = self._soft(own_labels[number]).lerp(partner_labels, 1 - weight)
+                del part, partners
+            parts = torch.split(self._as_batch(images), lengths)
             sizes = [len(part) for part in indices[block]]
             batches = [Batch(*fields) for fields in zip(parts, targets, sizes, strict=True)]
             batches.reverse()
@@ -160,6 +168,8 @@ class BatchLoader:
             del images, targets, parts
             while batches:
                 yield batches.pop()
+        if self._draws_ahead:
+            self._drawn = self._key(epoch + 1), self._draw(epoch + 1)
 
     def state_dict(self) -> dict[str, int]:
         """What the order of the next pass depends on.
@@ -202,6 +212,17 @@ class BatchLoader:
         """
         drawn = torch.randperm(len(self.dataset), generator=generator(self.seed, epoch), device="cpu")
         return drawn.to(self.device)
+
+    def _draw(self, epoch: int) -> tuple[Tensor, Augmenter | None]:
+        """All chance of a pass: the order of the images, and what happens to each."""
+        drawn, self._drawn = self._drawn, None
+        if drawn is not None and drawn[0] == self._key(epoch):
+            return drawn[1]
+        order = self.order(epoch) if self.shuffle else torch.arange(len(self.dataset), device=self.device)
+        return order, self._start_augmenter(epoch)
+
+    def _key(self, epoch: int) -> tuple[Any, ...]:
+        return self.seed, epoch, self.shuffle, self.augment
 
     def _start_augmenter(self, epoch: int) -> Augmenter | None:
         if self.augment is None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from cifarnets._checked import checked
@@ -161,7 +161,11 @@ class EMA(Callback):
 
     def _update(self, trainer: "Trainer") -> None:
         assert self.average is not None  # the hook is set where it is made
-        self.average.update_parameters(trainer.model)
+        if self.decay is None or not self.average.n_averaged:
+            self.average.update_parameters(trainer.model)
+        else:  # the same without its copy of the counter to the device, which waits for every step that is under way
+            _move_average(self.decay, self.average.module, trainer.model)
+            self.average.n_averaged += 1
         if trainer.epoch < self.start_epoch:
             self.average.n_averaged.zero_()  # the next update copies
 
@@ -185,9 +189,27 @@ def _ema(decay: float, averages: list[Tensor], current: list[Tensor], _: Any) ->
     """Move averages towards the current values. Unlike torch's function of this kind, it can be pickled."""
     if averages[0].is_floating_point():  # AveragedModel groups tensors by device and dtype
         torch._foreach_lerp_(averages, current, 1 - decay)
-    else:
-        for average, value in zip(averages, current, strict=True):
-            average.copy_(value * (1 - decay) + average * decay)
+    else:  # counters of batches: all in one line, for each alone would cost a GPU as much
+        moved = _in_line(current) * (1 - decay) + _in_line(averages) * decay
+        parts = torch.split(moved.to(averages[0].dtype), [average.numel() for average in averages])
+        torch._foreach_copy_(averages, [part.view_as(own) for part, own in zip(parts, averages, strict=True)])
+
+
+@torch.no_grad()
+def _move_average(decay: float, average: nn.Module, model: nn.Module) -> None:
+    """Move the parameters and buffers of an average towards those of the model."""
+    own, theirs = ([*module.parameters(), *module.buffers()] for module in (average, model))
+    kinds: dict[Any, tuple[list[Tensor], list[Tensor]]] = {}
+    for one, other in zip(own, theirs, strict=True):
+        group = kinds.setdefault((one.device, one.dtype), ([], []))
+        group[0].append(one)
+        group[1].append(other.to(one.device))
+    for averages, current in kinds.values():
+        _ema(decay, averages, current, None)
+
+
+def _in_line(tensors: list[Tensor]) -> Tensor:
+    return torch.cat([tensor.reshape(-1) for tensor in tensors])
 
 
 def _kind(value: Any) -> Any:

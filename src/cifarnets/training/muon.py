@@ -4,7 +4,7 @@ torch's own Muon takes matrices only. The fast recipes here train convolutions w
 al. 2024, "Muon: An optimizer for hidden layers in neural networks", and airbench).
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -103,22 +103,17 @@ class ConvMuon(Optimizer):
         """
         loss = None if closure is None else torch.enable_grad()(closure)()
         for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is None or group["lr"] == 0:
-                    continue
-                gradient = parameter.grad
-                if group["weight_decay"]:
-                    gradient = gradient.add(parameter, alpha=group["weight_decay"])
+            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+            if not parameters or group["lr"] == 0:
+                continue
+            for parameter in parameters:
                 state = self.state[parameter]
                 if "momentum_buffer" not in state:
-                    state["momentum_buffer"] = torch.zeros_like(gradient)
-                buffer = state["momentum_buffer"]
-                buffer.mul_(group["momentum"]).add_(gradient)
-                update = gradient.add(buffer, alpha=group["momentum"])
-                if group["muon"]:
-                    parameter.mul_(len(parameter) ** 0.5 / parameter.norm())
-                    update = orthogonalise(update.reshape(len(update), -1), group["steps"]).view(update.shape)
-                parameter.add_(update, alpha=-group["lr"])
+                    state["momentum_buffer"] = torch.zeros_like(parameter.grad)
+            buffers = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
+            # A GPU waits for the many small operations of one parameter after the other.
+            move = move_together if parameters[0].is_cuda else move_each
+            move(parameters, buffers, group)
         return loss
 
 
@@ -135,6 +130,63 @@ def _as_list(params: Any) -> list[Any]:
 def _kind(item: Tensor | tuple[str, Tensor]) -> str:
     parameter = item[1] if isinstance(item, tuple) else item
     return {4: "filter", 2: "matrix"}.get(parameter.ndim, "bias")
+
+
+def move_each(parameters: Sequence[Tensor], buffers: Sequence[Tensor], group: Mapping[str, Any]) -> None:
+    """Take the step of one parameter group, parameter by parameter."""
+    for parameter, buffer in zip(parameters, buffers, strict=True):
+        gradient = parameter.grad
+        assert gradient is not None
+        if group["weight_decay"]:
+            gradient = gradient.add(parameter, alpha=group["weight_decay"])
+        buffer.mul_(group["momentum"]).add_(gradient)
+        update = gradient.add(buffer, alpha=group["momentum"])
+        if group["muon"]:
+            parameter.mul_(len(parameter) ** 0.5 / parameter.norm())
+            update = orthogonalise(update.reshape(len(update), -1), group["steps"]).view(update.shape)
+        parameter.add_(update, alpha=-group["lr"])
+
+
+def move_together(parameters: list[Tensor], buffers: list[Tensor], group: Mapping[str, Any]) -> None:
+    """Take the step of one parameter group in a few operations: those of `move_each`, with other rounding.
+
+    Filters of one shape go through one Newton-Schulz iteration together.
+    """
+    momentum, weight_decay = group["momentum"], group["weight_decay"]
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]  # which all of them have
+    if weight_decay:
+        gradients = list(torch._foreach_add(gradients, parameters, alpha=weight_decay))
+    torch._foreach_mul_(buffers, momentum)
+    torch._foreach_add_(buffers, gradients)
+    updates = torch._foreach_add(gradients, buffers, alpha=momentum)
+    if not group["muon"]:
+        torch._foreach_add_(parameters, updates, alpha=-group["lr"])
+        return
+    kinds: dict[Any, list[int]] = {}
+    for number, parameter in enumerate(parameters):
+        kinds.setdefault((parameter.shape, parameter.dtype, parameter.device), []).append(number)
+    for (shape, *_), numbers in kinds.items():
+        chosen = [parameters[number] for number in numbers]
+        filters = torch.stack(chosen).flatten(2)
+        norms = torch.linalg.vector_norm(filters, dim=(1, 2), keepdim=True)
+        steps = orthogonalise_all(torch.stack([updates[number] for number in numbers]).flatten(2), group["steps"])
+        moved = filters * (shape[0] ** 0.5 / norms) - group["lr"] * steps
+        torch._foreach_copy_(chosen, list(moved.view(len(chosen), *shape).unbind()))
+
+
+def orthogonalise_all(matrices: Tensor, steps: int) -> Tensor:
+    """`orthogonalise` for matrices of one shape, `[K, M, N]`, which a GPU computes together."""
+    a, b, c = COEFFICIENTS
+    x = matrices.float()
+    x = x / (torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True) + 1e-7)
+    x = x.bfloat16() if x.is_cuda else x
+    tall = x.shape[1] > x.shape[2]
+    if tall:
+        x = x.mT
+    for _ in range(steps):
+        square = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)
+    return (x.mT if tall else x).to(matrices.dtype)
 
 
 def orthogonalise(matrix: Tensor, steps: int) -> Tensor:
