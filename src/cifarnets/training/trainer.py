@@ -489,10 +489,8 @@ class Trainer:
             return
         with eval_mode(self.model, self.device) as session:
             for shape in reversed(shapes):  # whole images first, which set the sizes of lazy layers
-                images = torch.zeros(2, *shape, dtype=session.dtype, device=self.device)
-                check_batch(Batch(images, torch.zeros(2, dtype=torch.int64), 2), self._channels)
                 try:
-                    forward(self.model, images)
+                    forward(self.model, torch.zeros(2, *shape, dtype=session.dtype, device=self.device))
                 except torch.OutOfMemoryError:
                     raise
                 except Exception as error:  # each model has its own way to refuse
