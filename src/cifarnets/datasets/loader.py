@@ -90,6 +90,8 @@ class BatchLoader:
             raise InputError(f"batch_size must be at least 1, not {batch_size}.")
         if not len(source) or (drop_last and len(source) < batch_size):
             raise InputError(f"{len(source)} images do not fill one batch of {batch_size}.")
+        if augment is not None and not isinstance(augment, Augment):
+            raise InputError(f"augment must be an Augment or None, not {brief(augment)}.")
         self.dataset: ImageDataset = source
         self.batch_size = batch_size
         self.shuffle = shuffle
