@@ -154,6 +154,7 @@ def test_what_is_no_curriculum(curriculum: Any) -> None:
 
 def test_sizes_above_the_images_are_refused() -> None:
     assert loader(Augment(curriculum=((32, 1),))).image_shapes == ((3, 32, 32),)
+    assert loader(Augment(curriculum=((32, 1), (24, 1)))).image_shapes == ((3, 24, 24), (3, 32, 32))
     with pytest.raises(InputError, match="curriculum has images of 33 pixels, and the dataset's have 32×32"):
         loader(Augment(curriculum=((24, 1), (33, 1))))
 

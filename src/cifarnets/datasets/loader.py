@@ -55,8 +55,8 @@ class BatchLoader:
 
     Attributes:
         epoch: How many passes have been started. Set it to repeat a pass.
-        image_shapes: `(C, H, W)` of the images, in the order in which passes show them: one shape, unless `augment` has
-            a curriculum.
+        image_shapes: `(C, H, W)` of the images that passes show, each once and that of whole images last: a single one,
+            unless `augment` has a curriculum.
 
     Raises:
         InputError: The dataset is empty, serves PIL images or has a transform; `batch_size` is below 1; there is not
@@ -248,7 +248,7 @@ class BatchLoader:
 
 
 def _shapes(dataset: ImageDataset, augment: Augment | None) -> tuple[tuple[int, int, int], ...]:
-    """`(C, H, W)` of the images that the passes show, in their order."""
+    """`(C, H, W)` of the images that the passes show, each once; whole images are the last."""
     channels, height, width = dataset.images.shape[1:]
     curriculum = augment.curriculum if augment is not None else ()
     for side, _ in curriculum:
@@ -256,7 +256,7 @@ def _shapes(dataset: ImageDataset, augment: Augment | None) -> tuple[tuple[int, 
             raise InputError(f"curriculum has images of {side} pixels, and the dataset's have {height}×{width}.")
     starts = itertools.accumulate((epochs for _, epochs in curriculum), initial=0)
     sizes = [augment.size(epoch, (height, width)) for epoch in starts] if augment is not None else [(height, width)]
-    return tuple((channels, *size) for size in dict.fromkeys(sizes))
+    return tuple((channels, *size) for size in dict.fromkeys(reversed(sizes)))[::-1]
 
 
 def _checked_labels(given: Tensor | Sequence[int], dataset: ImageDataset) -> Tensor:

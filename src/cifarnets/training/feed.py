@@ -215,7 +215,7 @@ class EpochFeed:
 
     @property
     def image_shapes(self) -> tuple[tuple[int, int, int], ...]:
-        """`(C, H, W)` of the images of all passes, in their order; none where the loader does not say."""
+        """`(C, H, W)` of the images of all passes, whole ones last; none where the loader does not say."""
         return tuple(getattr(self.loader, "image_shapes", ()))
 
     @property
