@@ -5,6 +5,10 @@ contiguous, batches augmented by indexing, Newton-Schulz in bfloat16 on CUDA. It
 settings. Both versions compute in the precision that `precision="auto"` chooses. Each has its own process, and they
 take turns of a few steps. The first step of a turn is not counted, because it reclaims memory from the other process.
 The time of an epoch is the time of its 25 steps. `cifarnets train --recipe airbench94` measures the accuracy.
+
+`--curriculum` compares whole runs of the recipe and of `airbench94.curriculum`, which shows smaller images first: time
+of training and accuracy. The runs are kept in a folder, and the same command resumes them. With `--steps`, only steps
+of each size are timed.
 """
 
 import argparse
@@ -15,11 +19,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from benchmarks._curriculum import compare_runs, compare_steps
 from benchmarks._plain import augmented
 from cifarnets import Trainer, seed_everything
 from cifarnets._runtime import DEFAULTS, SWITCH, describe_machine, kept_memory
@@ -123,15 +129,25 @@ def serve(name: str, batch: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=3, help="steps in a turn (default: 3)")
+    parser.add_argument("--steps", type=int, help="steps in a turn (default: 3; with --curriculum, whole runs)")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batch-size", type=int, default=2000)
+    parser.add_argument("--curriculum", action="store_true", help="compare the recipe with airbench94.curriculum")
+    parser.add_argument("--seeds", type=int, default=2, help="of the whole runs of --curriculum (default: 2)")
+    parser.add_argument("--folder", type=Path, default=Path("runs"), help="of the whole runs of --curriculum")
     parser.add_argument("--serve", choices=list(CONTENDERS), help=argparse.SUPPRESS)
     options = parser.parse_args()
     batch = options.batch_size
     if options.serve:
         serve(options.serve, batch)
         return
+    if options.curriculum:
+        if options.steps:
+            print(compare_steps(options.steps, options.rounds, batch, DEVICE))
+        else:
+            print(compare_runs(options.seeds, options.folder, DEVICE))
+        return
+    steps = options.steps or 3
     dtype = autocast_dtype("auto", DEVICE) or torch.float32
     best = ceiling(dtype)
     flops = 3 * 2 * summary(create("airbench94")).macs * batch
@@ -141,13 +157,13 @@ def main() -> None:
         for name, process in processes.items():
             assert process.stdin is not None
             assert process.stdout is not None
-            process.stdin.write("step\n" * (options.steps + 1))
+            process.stdin.write("step\n" * (steps + 1))
             process.stdin.flush()
-            seconds[name] += [float(process.stdout.readline()) for _ in range(options.steps + 1)][1:]
+            seconds[name] += [float(process.stdout.readline()) for _ in range(steps + 1)][1:]
     for process in processes.values():
         process.communicate()
     recipe = load_recipe("airbench94")
-    print(f"{describe_machine()}; {dtype}; {options.rounds} rounds of {options.steps} steps of {batch} images\n")
+    print(f"{describe_machine()}; {dtype}; {options.rounds} rounds of {steps} steps of {batch} images\n")
     print(f"A matrix product of 2048×2048 reaches {best / 1e9:,.0f} GFLOP/s; a step does {flops / 1e12:.2f} TFLOP.\n")
     print(f"| | seconds a step (median) | of the ceiling | seconds an epoch | for {recipe.epochs} epochs | ratio |")
     print("|---|---|---|---|---|---|")

@@ -83,6 +83,20 @@ class StopAt(Callback):
             trainer.stop()
 
 
+class AnySizeNet(nn.Sequential):
+    """A net for images of any size."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            nn.Conv2d(3, 4, 3, stride=4),
+            nn.BatchNorm2d(4),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(4, 3),
+        )
+
+
 class BatchNormNet(nn.Sequential):
     """A net with state beside its weights, and with random numbers in its forward pass."""
 

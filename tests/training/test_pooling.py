@@ -149,3 +149,29 @@ def test_models_of_one_kind_share_compiled_code(monkeypatch: pytest.MonkeyPatch)
     for _ in range(3):
         compiled(create("convnet", widths=(3, 5)))(torch.randn(2, 3, 32, 32))
     assert len(calls) == 1
+
+
+def test_each_size_of_images_is_compiled_for_itself_and_any_number_of_them_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With sides that are not known, no pooling would be written out."""
+    shapes: list[tuple[Any, ...]] = []
+    counts: list[int] = []
+
+    def traced(graph: torch.fx.GraphModule, inputs: list[Any], options: dict[str, Any]) -> Callable[..., Any]:
+        (images,) = (value for value in inputs if isinstance(value, Tensor) and value.ndim == 4 and value.shape[2] > 3)
+        shapes.append(tuple(images.shape[1:]))
+        return graph.forward
+
+    count = pooling.write_out_pooling
+    monkeypatch.setattr(pooling, "inductor", traced)
+    monkeypatch.setattr(pooling, "write_out_pooling", lambda graph: counts.append(count(graph)))
+    model = create("airbench94", widths=(2, 3, 5))
+    program = compiled(model)
+    for size, side in ((8, 24), (7, 24), (8, 28), (7, 28), (8, 32), (7, 32), (6, 24), (5, 32)):
+        images = torch.randn(size, 3, side, side)
+        torch.testing.assert_close(program(images), model(images))
+    assert all(isinstance(side, int) for shape in shapes for side in shape)
+    assert sorted(set(shapes)) == [(3, 24, 24), (3, 28, 28), (3, 32, 32)]
+    assert len(shapes) <= 6, "for one number of images, and for any other"
+    assert {shape[1]: number for shape, number in zip(shapes, counts, strict=True)} == {24: 1, 28: 1, 32: 0}

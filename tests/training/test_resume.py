@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 from tests.training.helpers import (
+    AnySizeNet,
     BatchNormNet,
     MakeNet,
     OnEveryHook,
@@ -34,7 +35,7 @@ from torch.utils.data import DataLoader, RandomSampler
 import cifarnets
 from cifarnets import Trainer, load
 from cifarnets.cli import main
-from cifarnets.datasets import BatchLoader, ImageDataset, SyntheticCIFAR10
+from cifarnets.datasets import Augment, BatchLoader, ImageDataset, SyntheticCIFAR10
 from cifarnets.errors import DivergedError, InputError, WeightsError
 from cifarnets.models import create
 from cifarnets.training import EMA, Callback, Checkpoint, EarlyStopping, History
@@ -98,6 +99,13 @@ SETUPS = {
         None,
         lambda data: DataLoader(data, 16, shuffle=True, generator=torch.Generator().manual_seed(1)),
         {"lr": 0.05, "schedule": lambda optimizer: ExponentialLR(optimizer, 0.9)},
+    ),
+    "small images first": Setup(
+        AnySizeNet,
+        lambda data: BatchLoader(
+            data, 16, shuffle=True, device="cpu", seed=3, augment=Augment(mixup=0.2, curriculum=((16, 1), (24, 1)))
+        ),
+        {"lr": 0.05, "schedule": "triangular"},
     ),
     "numbers from everywhere": Setup(BatchNormNet, Noisy, {"seed": 4, "accumulate": 3}),
     "all callbacks": Setup(

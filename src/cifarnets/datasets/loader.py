@@ -1,6 +1,7 @@
 """Batches straight from memory."""
 
 import copy
+import itertools
 import math
 import operator
 from collections.abc import Iterator, Mapping, Sequence
@@ -56,10 +57,12 @@ class BatchLoader:
 
     Attributes:
         epoch: How many passes have been started. Set it to repeat a pass.
+        image_shapes: `(C, H, W)` of the images that passes show, each once and that of whole images last: a single one,
+            unless `augment` has a curriculum.
 
     Raises:
-        InputError: The dataset is empty, serves PIL images or has a transform; `batch_size` is below 1; or there is not
-            one label for each image.
+        InputError: The dataset is empty, serves PIL images or has a transform; `batch_size` is below 1; there is not
+            one label for each image; or a curriculum has larger images than the dataset.
     """
 
     def __init__(
@@ -89,6 +92,8 @@ class BatchLoader:
             raise InputError(f"batch_size must be at least 1, not {batch_size}.")
         if not len(source) or (drop_last and len(source) < batch_size):
             raise InputError(f"{len(source)} images do not fill one batch of {batch_size}.")
+        if augment is not None and not isinstance(augment, Augment):
+            raise InputError(f"augment must be an Augment or None, not {brief(augment)}.")
         self.dataset: ImageDataset = source
         self.batch_size = batch_size
         self.shuffle = shuffle
@@ -97,6 +102,7 @@ class BatchLoader:
         self.seed = int(torch.randint(2**31, (), device="cpu")) if seed is None else _whole(seed, "seed")
         self.epoch = 0
         self.augment = augment
+        self.image_shapes = _shapes(source, augment)
         self.channels_last = channels_last
         images = source.images.to(self.device)
         # In memory as the batches are to be, so that nothing is rearranged for each.
@@ -236,7 +242,8 @@ class BatchLoader:
     def _take(self, indices: Tensor, augmenter: Augmenter | None) -> Tensor:
         """Some images as the model sees them, in the order of memory."""
         if augmenter is not None:
-            return augmenter.blank(self._convert(augmenter.distort(augmenter.take(indices), indices)), indices)
+            images = self._convert(augmenter.distort(augmenter.take(indices), indices))
+            return augmenter.resize(augmenter.blank(images, indices))
         # index_select copies whole images; indexing with a tensor would go pixel by pixel.
         return self._convert(self._images.index_select(0, indices))
 
@@ -259,6 +266,18 @@ class BatchLoader:
 
     def __repr__(self) -> str:
         return f"BatchLoader({self.dataset!r}, batch_size={self.batch_size}, shuffle={self.shuffle}, seed={self.seed})"
+
+
+def _shapes(dataset: ImageDataset, augment: Augment | None) -> tuple[tuple[int, int, int], ...]:
+    """`(C, H, W)` of the images that the passes show, each once; whole images are the last."""
+    channels, height, width = dataset.images.shape[1:]
+    curriculum = augment.curriculum if augment is not None else ()
+    for side, _ in curriculum:
+        if side > min(height, width):
+            raise InputError(f"curriculum has images of {side} pixels, and the dataset's have {height}×{width}.")
+    starts = itertools.accumulate((epochs for _, epochs in curriculum), initial=0)
+    sizes = [augment.size(epoch, (height, width)) for epoch in starts] if augment is not None else [(height, width)]
+    return tuple((channels, *size) for size in dict.fromkeys(reversed(sizes)))[::-1]
 
 
 def _checked_labels(given: Tensor | Sequence[int], dataset: ImageDataset) -> Tensor:

@@ -37,7 +37,8 @@ class Airbench(Classifier):
         momentum: Weight of a new batch in the statistics of BatchNorm, as in torch.
         scale: Factor of the logits, which are divided by the number of inputs of the head as well.
 
-    Shapes: `[N, in_channels, 32, 32]` to logits `[N, num_classes]`.
+    Shapes: `[N, in_channels, 32, 32]` to logits `[N, num_classes]`; smaller and larger images will do, for the last
+        maximum is taken over the whole map.
 
     Raises:
         InputError: There are not three widths, or the depth is neither 2 nor 3.
@@ -69,7 +70,7 @@ class Airbench(Classifier):
         return self.block3(self.block2(self.block1(x)))  # type: ignore[no-any-return]
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        x = F.max_pool2d(x, 3).flatten(1)
+        x = F.max_pool2d(x, x.shape[2:]).flatten(1)  # a single window, 3×3 for whole images
         if pre_logits:
             return x
         x = self.head(x)

@@ -75,7 +75,7 @@ class Recipe:
         deterministic: use deterministic algorithms only
         ema: decay of a moving average of the weights, which is evaluated and saved instead of them
         augment: flip=random, translate=2, cutout=8, mixup=0.2, cutmix=1.0, rotate=15, sharpness=1, brightness=0.1,
-            contrast=0.1, saturation=0.5, hue=0.05, erase=0.25
+            contrast=0.1, saturation=0.5, hue=0.05, erase=0.25, curriculum=[[24,3],[28,3]]
         distill: teacher=NAME, share=0.5, temperature=2: learn from a teacher's probabilities too
         tta: evaluate with test-time augmentation too: the mean over several views of each image
         seed: of the initial weights, the order of the images, and everything else
@@ -134,7 +134,13 @@ class Recipe:
             raise InputError("val_images of a recipe needs images, and no val, which would hold some of those out.")
         if not 0 <= self.seed < 2**63:
             raise InputError(f"seed must be a whole number from 0 to 2^63 - 1, not {brief(self.seed)}.")
-        self.augmentation()
+        augment = self.augmentation()
+        small = sum(epochs for _, epochs in augment.curriculum) if augment else 0
+        if small >= self.epochs:
+            raise InputError(
+                f"the curriculum of a recipe takes {small} epochs, and the run has {self.epochs}, so no epoch would be "
+                "left for whole images: make it shorter, or the run longer."
+            )
         accepted = sorted(signature(soft_labels).parameters.keys() - {"dataset", "device"})
         if strange := sorted(self.distill.keys() - accepted):
             raise InputError(f"distill of a recipe does not take {', '.join(strange)}, but {', '.join(accepted)}.")

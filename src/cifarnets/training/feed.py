@@ -214,6 +214,11 @@ class EpochFeed:
         }
 
     @property
+    def image_shapes(self) -> tuple[tuple[int, int, int], ...]:
+        """`(C, H, W)` of the images of all passes, whole ones last; none where the loader does not say."""
+        return tuple(getattr(self.loader, "image_shapes", ()))
+
+    @property
     def batches(self) -> int | None:
         """Batches an epoch; None where the loader has no length."""
         try:

@@ -24,10 +24,18 @@ def compiled(model: nn.Module, options: Mapping[str, Any] | None = None) -> Call
         >>> model = compiled(create("convnet"))  # compiles at the first call, for the shape of that batch
 
     Args:
-        model: Any module.
+        model: Any module that takes images `[B, C, H, W]`. It is compiled anew for each size of them, and no more than
+            twice for their number: code for one size is faster, and only with known sides is pooling written out.
         options: Options of torch's compiler, `torch.compile(options=…)`.
     """
-    return torch.compile(model, backend=_Backend(tuple(sorted((options or {}).items()))))
+    program = torch.compile(model, backend=_Backend(tuple(sorted((options or {}).items()))))
+
+    def run(images: Tensor) -> Any:
+        for axis in range(1, images.ndim):
+            torch._dynamo.mark_static(images, axis)
+        return program(images)
+
+    return run
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from cifarnets.inference import (
     check_batch,
     check_labels,
     collect_logits,
+    eval_mode,
     forward,
     match_data,
 )
@@ -211,7 +212,8 @@ class Trainer:
             3
 
         Raises:
-            InputError: The number of epochs, the schedule, or the classes and constants of a loader do not fit.
+            InputError: The number of epochs, the schedule, or the classes and constants of a loader do not fit; or the
+                model cannot take all sizes of images that the loader will show.
         """
         if not 1 <= epochs < 2**31:
             raise InputError(f"epochs must be at least 1, and below 2**31, not {brief(epochs)}.")
@@ -230,6 +232,7 @@ class Trainer:
             )
             if isinstance(self.schedule, ReduceLROnPlateau) and val_loader is None:
                 raise InputError("ReduceLROnPlateau follows val_loss: pass val_loader to fit.")
+            self._try_sizes()
 
     @checked
     def fit(
@@ -478,6 +481,25 @@ class Trainer:
             self.optimizer.zero_grad()
             for module, training in modes.items():
                 module.training = training
+
+    def _try_sizes(self) -> None:
+        """Refuse images of several sizes of which the model cannot take one; else a fit would fail in a late epoch."""
+        shapes = self.feed.image_shapes
+        if len(set(shapes)) < 2:
+            return
+        with eval_mode(self.model, self.device) as session:
+            for shape in reversed(shapes):  # whole images first, which set the sizes of lazy layers
+                try:
+                    forward(self.model, torch.zeros(2, *shape, dtype=session.dtype, device=self.device))
+                except torch.OutOfMemoryError:
+                    raise
+                except Exception as error:  # each model has its own way to refuse
+                    if shape == shapes[-1]:
+                        raise  # the curriculum is not to blame
+                    raise InputError(
+                        f"{type(unwrap(self.model)).__name__} cannot take images of {shape[1]}×{shape[2]}, which the "
+                        f"loader's curriculum shows: leave it out, or choose other sizes ({error.__cause__ or error})."
+                    ) from error
 
     def _run(self) -> None:
         with self.world.together():
