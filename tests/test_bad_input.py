@@ -143,6 +143,7 @@ TARGETS: dict[str, Target] = {
     "VGG11BN": (lambda: models.VGG11BN, lambda: {"widths": (2, 2, 2, 2, 2)}),
     "Airbench94": (lambda: models.Airbench94, lambda: {"widths": (8, 8, 8)}),
     "MobileNetV2": (lambda: models.MobileNetV2, lambda: {"width": 0.1}),
+    "QuarterNet16": (lambda: models.QuarterNet16, lambda: {"widths": (4, 4), "depth": 1}),
     "DenseNet40BC": (lambda: models.DenseNet40BC, lambda: {"growth": 1}),
     # datasets
     "ImageDataset": (

@@ -11,6 +11,7 @@ from cifarnets.models.metadata import ModelMeta, annotate
 from cifarnets.models.mobilenet import MobileNetV2
 from cifarnets.models.preprocessing import NormalizedModel, transform_for, with_normalization
 from cifarnets.models.profile import Layer, Summary, summary
+from cifarnets.models.quarternet import QuarterNet, QuarterNet16, QuarterNet32, QuarterNet48, QuarterNet64
 from cifarnets.models.registry import register
 from cifarnets.models.resnet import ResNet, ResNet8, ResNet18, ResNet20, ResNet32, ResNet44, ResNet56, ResNet110
 from cifarnets.models.storage import load, save
@@ -37,6 +38,11 @@ __all__ = [
     "ModelInfo",
     "ModelMeta",
     "NormalizedModel",
+    "QuarterNet",
+    "QuarterNet16",
+    "QuarterNet32",
+    "QuarterNet48",
+    "QuarterNet64",
     "Release",
     "ResNet",
     "ResNet8",
