@@ -135,6 +135,7 @@ TARGETS: dict[str, Target] = {
         lambda: models.NormalizedModel,
         lambda: {"model": net(), "mean": (0.5,) * 3, "std": (0.5,) * 3},
     ),
+    "Ensemble": (lambda: models.Ensemble, lambda: {"models": [net()]}),
     "register": (lambda: models.register, lambda: {"name": "convnet"}),
     "ConvNet": (lambda: models.ConvNet, dict),
     "ConvNetFunctional": (lambda: models.ConvNetFunctional, dict),

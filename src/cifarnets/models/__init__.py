@@ -5,6 +5,7 @@ from cifarnets.models.catalog import ModelInfo, info, list_models
 from cifarnets.models.classifier import Classifier, head
 from cifarnets.models.convnet import ConvNet, ConvNetFunctional
 from cifarnets.models.densenet import DenseNet, DenseNet40BC
+from cifarnets.models.ensemble import Ensemble
 from cifarnets.models.factory import create
 from cifarnets.models.fcnet import FCNet
 from cifarnets.models.metadata import ModelMeta, annotate
@@ -32,6 +33,7 @@ __all__ = [
     "ConvNetFunctional",
     "DenseNet",
     "DenseNet40BC",
+    "Ensemble",
     "FCNet",
     "Layer",
     "MobileNetV2",
