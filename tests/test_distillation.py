@@ -182,6 +182,7 @@ def test_it_is_part_of_a_recipe(tmp_path: Path) -> None:
     assert soft.model.meta.training["distill"] == {"teacher": path, "share": 0.9}
     with pytest.raises(InputError, match=r"distill of a recipe does not take warmth, but share, teacher"):
         replace(recipe, distill={"teacher": path, "warmth": 3})
-    for nobody in ({"share": 0.5}, {"teacher": 5}, {"teacher": []}, {"teacher": ["a", 5]}, {"teacher": ""}):
+    nobodies: list[dict[str, Any]] = [{"share": 0.5}, *({"teacher": teacher} for teacher in (5, [], ["a", 5], ""))]
+    for nobody in nobodies:
         with pytest.raises(InputError, match="distill of a recipe must name a teacher"):
             replace(recipe, distill=nobody)

@@ -172,7 +172,7 @@ def test_long_tailed(steps: int, warmup: float, tail: float, final: float) -> No
 
 
 def test_without_a_tail_it_is_the_cosine() -> None:
-    options = {"warmup": 0.1, "final": 0.1}
+    options: dict[str, Any] = {"warmup": 0.1, "final": 0.1}
     assert rates("long_tailed", 40, tail=0, **options) == rates("cosine", 40, **options)
     assert rates("cosine", 40, **options)[-1] == pytest.approx(0.08, abs=0.002), "to a tenth"
 

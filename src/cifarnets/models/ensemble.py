@@ -59,7 +59,7 @@ class Ensemble(nn.Module):
         known = [(meta.mean, meta.std) if meta and meta.mean and meta.std else None for meta in metas]
         mean, std = next((constants for constants in known if constants), (None, None))
         config = {key: value for key, value in config.items() if value is not None}
-        self.meta = ModelMeta("ensemble", config, mean=mean, std=std, **facts)  # type: ignore[assignment]
+        self.meta = ModelMeta("ensemble", config, mean=mean, std=std, **facts)
         self._changes = [constants is not None and constants != (mean, std) for constants in known]
         for number, constants in enumerate(known):
             if self._changes[number] and constants and mean and std:
