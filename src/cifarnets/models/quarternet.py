@@ -10,11 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cifarnets.errors import InputError
-from cifarnets.models.classifier import Classifier, checked_count
+from cifarnets.models.classifier import Classifier
 from cifarnets.models.registry import register
 
 GROUPS = 16
 """Of the convolution between two stages, where their widths are multiples of it."""
+DEEPEST = 100
+"""Blocks a stage, and stages; a file that asks for a billion is refused."""
 
 
 class QuarterNet(Classifier):
@@ -46,7 +48,8 @@ class QuarterNet(Classifier):
     Shapes: `[N, in_channels, H, W]` to logits `[N, num_classes]`; CIFAR's images are 32×32.
 
     Raises:
-        InputError: There is no width, or one is no multiple of 4; or the depth is below 1; or there is no such norm.
+        InputError: There is no width, or one is no multiple of 4; or the depth is not within 1..100; or there is no such
+            norm.
     """
 
     def __init__(
@@ -60,7 +63,8 @@ class QuarterNet(Classifier):
         super().__init__()
         if not widths or any(width < 4 or width % 4 for width in widths):
             raise InputError(f"widths must be one multiple of 4 a stage, not {widths!r}.")
-        checked_count("depth", depth, least=1)
+        if not 1 <= depth <= DEEPEST or len(widths) > DEEPEST:
+            raise InputError(f"there must be 1 to {DEEPEST} blocks a stage, and stages, not {depth} and {len(widths)}.")
         if norm not in ("layer", "batch"):
             raise InputError(f"norm must be 'layer' or 'batch', not {norm!r}.")
         normalisation = LayerNorm2d if norm == "layer" else nn.BatchNorm2d
