@@ -48,8 +48,8 @@ class QuarterNet(Classifier):
     Shapes: `[N, in_channels, H, W]` to logits `[N, num_classes]`; CIFAR's images are 32×32.
 
     Raises:
-        InputError: There is no width, or one is no multiple of 4; or the depth is not within 1..100; or there is no such
-            norm.
+        InputError: There is no width, or one is no multiple of 4; or the depth is not within 1..100; or there is
+            no such norm.
     """
 
     def __init__(
