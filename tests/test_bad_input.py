@@ -135,6 +135,7 @@ TARGETS: dict[str, Target] = {
         lambda: models.NormalizedModel,
         lambda: {"model": net(), "mean": (0.5,) * 3, "std": (0.5,) * 3},
     ),
+    "Ensemble": (lambda: models.Ensemble, lambda: {"models": [net()]}),
     "register": (lambda: models.register, lambda: {"name": "convnet"}),
     "ConvNet": (lambda: models.ConvNet, dict),
     "ConvNetFunctional": (lambda: models.ConvNetFunctional, dict),
@@ -143,6 +144,7 @@ TARGETS: dict[str, Target] = {
     "VGG11BN": (lambda: models.VGG11BN, lambda: {"widths": (2, 2, 2, 2, 2)}),
     "Airbench94": (lambda: models.Airbench94, lambda: {"widths": (8, 8, 8)}),
     "MobileNetV2": (lambda: models.MobileNetV2, lambda: {"width": 0.1}),
+    "QuarterNet16": (lambda: models.QuarterNet16, lambda: {"widths": (4, 4), "depth": 1}),
     "DenseNet40BC": (lambda: models.DenseNet40BC, lambda: {"growth": 1}),
     # datasets
     "ImageDataset": (
@@ -279,7 +281,11 @@ def test_every_public_function_is_swept() -> None:
     # Records that the library makes and hands out, bases, and classes that differ from one of the above by a number.
     records = {"Check", "CifarNetsError", "Evaluation", "History", "Layer", "LRSearch", "ModelInfo", "ModelMeta"}
     records |= {"Exported", "LoadReport", "Pushed", "Release", "Run", "Summary", "Callback", "Classifier", "ConvMuon"}
-    alike = {name for name in public if name.startswith(("ResNet", "VGG", "Airbench", "WideResNet", "DenseNet"))}
+    alike = {
+        name
+        for name in public
+        if name.startswith(("ResNet", "VGG", "Airbench", "WideResNet", "DenseNet", "QuarterNet"))
+    }
     assert public - swept - records - alike == set()
 
 

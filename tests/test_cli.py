@@ -314,7 +314,7 @@ class TestOptionsOfTrain:
         assert "--epochs N passes over the training images (default: 20)" in printed
         assert "--precision {auto,fp32,bf16,fp16}" in printed
         assert "--lr X learning rate" in printed
-        assert "cosine, one_cycle" in printed
+        assert "cosine, long_tailed, one_cycle" in printed
 
     @pytest.mark.parametrize(
         ("words", "field", "value"),
@@ -333,6 +333,7 @@ class TestOptionsOfTrain:
             ("--ema 0.9", "ema", 0.9),
             ("--tta mirror", "tta", "mirror"),
             ("--distill teacher=resnet20", "distill", {"teacher": "resnet20"}),
+            ('--distill teacher=["resnet20","fcnet"]', "distill", {"teacher": ["resnet20", "fcnet"]}),
         ],
     )
     def test_spellings(self, words: str, field: str, value: Any) -> None:

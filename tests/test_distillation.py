@@ -1,5 +1,6 @@
 """A teacher's answers as labels."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ from cifarnets.datasets import Augment, BatchLoader, ImageDataset
 from cifarnets.distillation import soft_labels
 from cifarnets.errors import InputError, UnknownNameError
 from cifarnets.inference import collect_logits
-from cifarnets.recipes import Recipe, run_recipe
+from cifarnets.recipes import Recipe, load_recipe, run_recipe
+from cifarnets.recipes.recipe import command_of
+from cifarnets.recipes.run import read_run
 
 CPU = torch.device("cpu")
 
@@ -144,6 +147,44 @@ def test_a_teacher_of_other_classes_is_refused(synthetic3: ImageDataset) -> None
         soft_labels(synthetic3, "convnet.x")
 
 
+def test_several_teachers_count_alike(teacher: models.ConvNet, synthetic3: ImageDataset, tmp_path: Path) -> None:
+    """Each sees the images as it was trained on them, and the mean of their probabilities counts."""
+    other = models.ConvNet(num_classes=3)
+    models.annotate(other, mean=(0.1, 0.2, 0.3), std=(0.5, 0.5, 0.5))
+    one, two = (soft_labels(synthetic3, model, 1.0) for model in (teacher, other))
+    found = soft_labels(synthetic3, [teacher, str(save(other, tmp_path / "other.safetensors"))], 1.0)
+    assert torch.allclose(found, (one + two) / 2, atol=1e-6)
+    assert torch.equal(soft_labels(synthetic3, [teacher], 1.0), one)
+    ensemble = models.Ensemble([teacher, other])
+    assert torch.allclose(
+        soft_labels(synthetic3, ensemble, 1.0, 1.0, tta=None),
+        soft_labels(synthetic3, (teacher, other), 1.0, 1.0, tta=None),
+        atol=1e-5,
+    )
+    with pytest.raises(InputError, match="the list of teachers is empty"):
+        soft_labels(synthetic3, [])
+    with pytest.raises(InputError, match=r"teacher of soft_labels must be .*, not \[5\]"):
+        soft_labels(synthetic3, [5])  # type: ignore[list-item]
+
+
+def test_several_teachers_are_part_of_a_recipe(tmp_path: Path) -> None:
+    paths = [str(save(models.create("fcnet", widths=(n,)), tmp_path / f"{n}.safetensors")) for n in (3, 5)]
+    recipe = Recipe("fcnet", config={"widths": (4,)}, epochs=1, synthetic=True, distill={"teacher": paths, "share": 1})
+    run = run_recipe(recipe, tmp_path / "run", progress=False)
+    assert run.model.meta.training["distill"] == {"teacher": paths, "share": 1}
+    assert read_run(tmp_path / "run", recipe)[0].distill == recipe.distill
+    words = command_of(recipe)
+    assert words[words.index("--distill") :][:4] == [
+        "--distill",
+        f"teacher={json.dumps(paths)}",
+        "--distill",
+        "share=1",
+    ]
+    toml = tmp_path / "mine.toml"
+    toml.write_text(f'model = "fcnet"\ndistill = {{teacher = {json.dumps(paths)}, share = 1}}\n')
+    assert load_recipe(toml).distill == {"teacher": paths, "share": 1}
+
+
 def test_it_is_part_of_a_recipe(tmp_path: Path) -> None:
     data = Recipe("convnet", synthetic=True).dataset(True)
     model = models.create("fcnet", widths=(8,))
@@ -157,6 +198,7 @@ def test_it_is_part_of_a_recipe(tmp_path: Path) -> None:
     assert soft.model.meta.training["distill"] == {"teacher": path, "share": 0.9}
     with pytest.raises(InputError, match=r"distill of a recipe does not take warmth, but share, teacher"):
         replace(recipe, distill={"teacher": path, "warmth": 3})
-    for nobody in ({"share": 0.5}, {"teacher": 5}):
+    nobodies: list[dict[str, Any]] = [{"share": 0.5}, *({"teacher": teacher} for teacher in (5, [], ["a", 5], ""))]
+    for nobody in nobodies:
         with pytest.raises(InputError, match="distill of a recipe must name a teacher"):
             replace(recipe, distill=nobody)

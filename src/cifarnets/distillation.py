@@ -1,6 +1,7 @@
 """Learning from another model's predictions."""
 
 import os
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -17,11 +18,14 @@ from cifarnets.models.metadata import get_meta
 
 __all__ = ["soft_labels"]
 
+Teacher = nn.Module | str | os.PathLike[str]
+"""A model, or what `load` takes."""
+
 
 @checked
 def soft_labels(
     dataset: ImageDataset,
-    teacher: nn.Module | str | os.PathLike[str],
+    teacher: Teacher | Sequence[Teacher],
     share: float = 0.5,
     temperature: float = 2.0,
     tta: TTA | None = "mirror",
@@ -46,7 +50,8 @@ def soft_labels(
     Args:
         dataset: The images to learn from; the teacher sees them with its own normalisation.
         teacher: A model, or anything that `load` takes: a name, a path, an `hf://` address. It may know more classes
-            than the dataset has: its outputs for the others are left out.
+            than the dataset has: its outputs for the others are left out. Of several in a list, the mean of their
+            probabilities counts.
         share: The teacher's share of each label, 0..1.
         temperature: Divides the teacher's logits; above 1, the less likely classes count more.
         tta: Test-time augmentation of the teacher, as in `evaluate`.
@@ -62,10 +67,21 @@ def soft_labels(
     numbers = all(isinstance(value, (int, float)) for value in (share, temperature))
     if not numbers or not 0 <= share <= 1 or not 0 < temperature < 1e6:
         raise InputError(f"share must be within 0..1 and temperature above 0, not {share} and {temperature}.")
-    if not isinstance(teacher, (nn.Module, str, os.PathLike)):
-        raise InputError(f"a teacher is a model, a name or a path, not {teacher!r}.")
+    teachers = [teacher] if isinstance(teacher, (nn.Module, str, os.PathLike)) else list(teacher)
+    if not teachers:
+        raise InputError("the list of teachers is empty: name at least one.")
+    device = resolve_device(device)
+    parts = [_probabilities(dataset, one, temperature, tta, device) for one in teachers]
+    labels = F.one_hot(dataset.labels, len(dataset.classes)).float()
+    return labels.lerp(torch.stack(parts).mean(0) if len(parts) > 1 else parts[0], share)
+
+
+def _probabilities(
+    dataset: ImageDataset, teacher: Teacher, temperature: float, tta: TTA | None, device: torch.device
+) -> Tensor:
+    """What a teacher says of all images, which it sees as it was trained on them: float32 `[N, K]` on the CPU."""
     model = teacher if isinstance(teacher, nn.Module) else load(teacher)
-    meta, resolved = get_meta(model), resolve_device(device)
+    meta = get_meta(model)
     mean, std = dataset.constants or (dataset.mean, dataset.std)  # where the teacher does not know its own
     if meta and meta.mean and meta.std:
         mean, std = meta.mean, meta.std
@@ -73,13 +89,13 @@ def soft_labels(
     if meta and meta.classes and set(dataset.classes) <= set(meta.classes):
         known, chosen = meta.classes, [meta.classes.index(name) for name in dataset.classes]
     seen = ImageDataset(dataset.images, dataset.labels, known, mean=mean, std=std)
-    loader = BatchLoader(seen, 1000, device=resolved, channels_last=True, seed=0)
+    loader = BatchLoader(seen, 1000, device=device, channels_last=True, seed=0)
     match_data(model, loader)
-    logits, labels = collect_logits(model, loader, resolved, tta)
+    logits, _ = collect_logits(model, loader, device, tta)
     if logits.shape[1] != len(known):
         raise InputError(
             f"the teacher has {logits.shape[1]} outputs, and the images have {len(dataset.classes)} classes."
         )
     probabilities = (logits[:, chosen] / temperature).softmax(1)
     check_probabilities(probabilities)
-    return F.one_hot(labels, len(chosen)).float().lerp(probabilities, share)
+    return probabilities

@@ -214,7 +214,10 @@ def test_a_model_that_reads_numbers_while_it_is_built(tmp_path: Path) -> None:
 
 def test_models_are_listed_by_size() -> None:
     small = models.list_models("*net*", max_params=500_000, sort="parameters")
-    assert small == ["convnet", "convnet_functional", "resnet8", "densenet40_bc", "resnet20", "resnet32"]
+    assert small == [
+        *("quarternet16", "convnet", "convnet_functional", "quarternet32", "resnet8", "quarternet48"),
+        *("densenet40_bc", "quarternet64", "resnet20", "resnet32"),
+    ]
     assert models.list_models("resnet*", max_macs=70_000_000, sort="macs") == ["resnet8", "resnet20", "resnet32"]
     assert models.list_models(max_params=0) == []
 

@@ -36,6 +36,8 @@ NETS: dict[str, Callable[[], nn.Module]] = {
     "preact": lambda: ResNet8(widths=(2, 2, 4), preact=True, shortcut="A"),
     "learned shortcuts": lambda: ResNet8(widths=(2, 2, 4)),
     "mobilenet": lambda: create("mobilenet_v2", width=0.1),
+    "quarternet": lambda: create("quarternet16", widths=(4, 8), depth=1),
+    "quarternet with BatchNorm": lambda: create("quarternet16", widths=(4, 8), depth=1, norm="batch"),
     "densenet": lambda: DenseNet10(growth=2),
     "vgg": lambda: create("vgg11_bn", widths=(4, 4, 4, 4, 6)),
     "wide_resnet": WideResNet10,

@@ -249,3 +249,12 @@ def test_defaults_of_the_user_have_no_say(tmp_path: Path) -> None:
         assert write_explorer(model, tmp_path / "three.html").read_bytes() == expected
     finally:
         torch.set_default_dtype(before)
+
+
+@pytest.mark.parametrize(("norm", "layer"), [("layer", r"stages\.0\.1\.permute"), ("batch", r"stages\.0\.2\.chunk")])
+def test_a_family_that_pages_do_not_know_is_refused_by_its_layer(norm: str, layer: str, tmp_path: Path) -> None:
+    model = create("quarternet16", widths=(4,), depth=1, norm=norm)
+    annotate(model, **CONSTANTS)
+    with pytest.raises(InputError, match=rf"the explorer does not know the layer '{layer}' of QuarterNet16"):
+        write_explorer(model, tmp_path / "page.html")
+    assert list(tmp_path.iterdir()) == []

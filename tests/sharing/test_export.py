@@ -33,6 +33,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "resnet20": {},
     "mobilenet_v2": {"width": 0.1},
     "densenet40_bc": {"growth": 2},
+    "quarternet16": {"widths": (4, 8)},
+    "quarternet32": {"widths": (4, 8), "norm": "batch"},
     "resnet32": {"se": True, "preact": True, "widths": (4, 8, 16)},
     "wide_resnet16_4": {},
     "vgg11_bn": {"widths": (8, 16, 16, 32, 32)},

@@ -152,6 +152,31 @@ def test_trapezoidal_by_hand() -> None:
     assert rates("trapezoidal", 20)[:15] == rates("trapezoidal", 60)[:15], "the longer fit starts like the shorter"
 
 
+def test_long_tailed_by_hand() -> None:
+    found = rates("long_tailed", 10, warmup=0.2, tail=0.4, final=0.1)
+    half = [0.8 * (0.1 + 0.9 * (1 + math.cos(math.pi * part / 4)) / 2) for part in range(4)]
+    assert found == pytest.approx([0.8 / 3, 1.6 / 3, *half, 0.08, 0.08, 0.08, 0.08])
+
+
+@given(st.integers(1, 60), st.floats(0, 0.9), st.floats(0, 1), st.floats(0, 1))
+def test_long_tailed(steps: int, warmup: float, tail: float, final: float) -> None:
+    tail *= 1 - warmup
+    found = rates("long_tailed", steps, warmup=warmup, tail=tail, final=final)
+    rise = round(warmup * steps)
+    assert found[:rise] == sorted(found[:rise])
+    assert found[rise:] == sorted(found[rise:], reverse=True)
+    assert all(0.8 * min(final, 1 / (rise + 1)) - 1e-9 <= rate <= 0.8 + 1e-9 for rate in found)
+    assert found[max(rise + 1, round((1 - tail) * steps)) :] == pytest.approx(
+        [0.8 * final] * len(found[max(rise + 1, round((1 - tail) * steps)) :])
+    )
+
+
+def test_without_a_tail_it_is_the_cosine() -> None:
+    options: dict[str, Any] = {"warmup": 0.1, "final": 0.1}
+    assert rates("long_tailed", 40, tail=0, **options) == rates("cosine", 40, **options)
+    assert rates("cosine", 40, **options)[-1] == pytest.approx(0.08, abs=0.002), "to a tenth"
+
+
 def test_step() -> None:
     assert rates("step", 9) == pytest.approx([0.8] * 3 + [0.08] * 3 + [0.008] * 3)
     assert rates("step", 4, every=0.5, gamma=0.5) == pytest.approx([0.8, 0.8, 0.4, 0.4])
@@ -219,6 +244,8 @@ def test_a_loader_without_a_length(net: Callable[..., nn.Module], loader: BatchL
         ("step", {"every": -1}),
         ("triangular", {"peak": 2}),
         ("triangular", {"final": -1}),
+        ("long_tailed", {"final": 2}),
+        ("long_tailed", {"tail": 0.8, "warmup": 0.3}),
         ("trapezoidal", {"decay": 2}),
         ("trapezoidal", {"decay": 0.8, "warmup": 0.3}),
     ],

@@ -5,12 +5,14 @@ from cifarnets.models.catalog import ModelInfo, info, list_models
 from cifarnets.models.classifier import Classifier, head
 from cifarnets.models.convnet import ConvNet, ConvNetFunctional
 from cifarnets.models.densenet import DenseNet, DenseNet40BC
+from cifarnets.models.ensemble import Ensemble
 from cifarnets.models.factory import create
 from cifarnets.models.fcnet import FCNet
 from cifarnets.models.metadata import ModelMeta, annotate
 from cifarnets.models.mobilenet import MobileNetV2
 from cifarnets.models.preprocessing import NormalizedModel, transform_for, with_normalization
 from cifarnets.models.profile import Layer, Summary, summary
+from cifarnets.models.quarternet import QuarterNet, QuarterNet16, QuarterNet32, QuarterNet48, QuarterNet64
 from cifarnets.models.registry import register
 from cifarnets.models.resnet import ResNet, ResNet8, ResNet18, ResNet20, ResNet32, ResNet44, ResNet56, ResNet110
 from cifarnets.models.storage import load, save
@@ -31,12 +33,18 @@ __all__ = [
     "ConvNetFunctional",
     "DenseNet",
     "DenseNet40BC",
+    "Ensemble",
     "FCNet",
     "Layer",
     "MobileNetV2",
     "ModelInfo",
     "ModelMeta",
     "NormalizedModel",
+    "QuarterNet",
+    "QuarterNet16",
+    "QuarterNet32",
+    "QuarterNet48",
+    "QuarterNet64",
     "Release",
     "ResNet",
     "ResNet8",

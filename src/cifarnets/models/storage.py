@@ -17,6 +17,7 @@ from torch.nn.parameter import is_lazy
 from cifarnets._checked import checked
 from cifarnets._files import as_path
 from cifarnets.errors import InputError, UnknownNameError, WeightsError, brief, unknown_name
+from cifarnets.models.ensemble import Ensemble
 from cifarnets.models.metadata import ModelMeta, annotate, get_meta, unwrap
 from cifarnets.models.registry import build, is_same_class, model_class, registered, skeleton, unknown_model
 from cifarnets.version import __version__
@@ -84,6 +85,11 @@ def why_not_loadable(model: nn.Module) -> str:
         'Linear is not registered'
     """
     meta, kind = get_meta(model), type(unwrap(model))
+    if isinstance(unwrap(model), Ensemble):
+        return (
+            "an ensemble has no file of its own: save each model in `ensemble.models`, and put them together again "
+            "with cifarnets.models.Ensemble([load(path), …])."
+        )
     # A subclass inherits `meta`, but `load` would build the class of that name.
     if meta is None or not is_same_class(model_class(meta.architecture), kind):
         return (

@@ -63,8 +63,8 @@ class Recipe:
         lr: learning rate, or its peak where a schedule changes it
         optimizer_options: further arguments of the optimizer: momentum=0.9
         decay_biases: weight decay on biases and normalisation layers too
-        schedule: how the learning rate changes, batch by batch: constant, cosine, one_cycle, triangular, trapezoidal
-            or step
+        schedule: how the learning rate changes, batch by batch: constant, cosine, long_tailed, one_cycle, triangular,
+            trapezoidal or step
         schedule_options: further arguments of the schedule: warmup=0.1
         label_smoothing: of the cross-entropy, 0..1
         accumulate: batches an optimizer step
@@ -76,7 +76,8 @@ class Recipe:
         ema: decay of a moving average of the weights, which is evaluated and saved instead of them
         augment: flip=random, translate=2, cutout=8, mixup=0.2, cutmix=1.0, rotate=15, sharpness=1, brightness=0.1,
             contrast=0.1, saturation=0.5, hue=0.05, erase=0.25, curriculum=[[24,3],[28,3]]
-        distill: teacher=NAME, share=0.5, temperature=2: learn from a teacher's probabilities too
+        distill: teacher=NAME, share=0.5, temperature=2: learn from a teacher's probabilities too; of several teachers,
+            teacher='["NAME", "NAME"]', from the mean
         tta: evaluate with test-time augmentation too: the mean over several views of each image
         seed: of the initial weights, the order of the images, and everything else
         val: hold out this many training images and evaluate on them after every epoch
@@ -144,8 +145,10 @@ class Recipe:
         accepted = sorted(signature(soft_labels).parameters.keys() - {"dataset", "device"})
         if strange := sorted(self.distill.keys() - accepted):
             raise InputError(f"distill of a recipe does not take {', '.join(strange)}, but {', '.join(accepted)}.")
-        if self.distill and not isinstance(self.distill.get("teacher"), str):
-            raise InputError(f"distill of a recipe must name a teacher, not {brief(self.distill.get('teacher'))}.")
+        teacher: Any = self.distill.get("teacher")
+        names = [teacher] if isinstance(teacher, str) else teacher
+        if self.distill and not (names and fits(names, list[str]) and all(names)):
+            raise InputError(f"distill of a recipe must name a teacher, or several, not {brief(teacher)}.")
 
     def trainer_options(self) -> dict[str, Any]:
         """Return the fields that are arguments of the `Trainer`.

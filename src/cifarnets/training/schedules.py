@@ -30,15 +30,40 @@ def cosine(optimizer: Optimizer, steps: int, warmup: float = 0.0, final: float =
     """
     if not (0 <= warmup < 1 and 0 <= final <= 1):
         raise ValueError("warmup and final are fractions, 0..1")
-    rise = round(warmup * steps)
+    # In older versions of torch, SequentialLR of two schedulers gives a warning.
+    return LambdaLR(optimizer, _half_cosine(round(warmup * steps), steps, final))
+
+
+def long_tailed(
+    optimizer: Optimizer, steps: int, warmup: float = 0.02, tail: float = 0.4, final: float = 0.02
+) -> LRScheduler:
+    """Rise linearly to the learning rate, fall fast along half a cosine, and stay low for a long time.
+
+    Between the warm-up and the tail, the factor of the learning rate is `final + (1 - final) · (1 + cos(πu)) / 2`,
+    where u grows evenly from 0 to 1. In the tail it is `final`.
+
+    Args:
+        optimizer: The optimizer; its learning rate is the peak.
+        steps: The optimizer steps of the whole fit.
+        warmup: The fraction of the steps, at the start, in which the rate rises, 0..1.
+        tail: The fraction of the steps, at the end, in which the rate stays at `final`, 0..1.
+        final: The rate of the tail as a fraction of the peak, 0..1.
+    """
+    if not (0 <= warmup < 1 and 0 <= tail <= 1 - warmup and 0 <= final <= 1):
+        raise ValueError("warmup and tail are fractions whose sum is at most 1, and final is a fraction, 0..1")
+    return LambdaLR(optimizer, _half_cosine(round(warmup * steps), round((1 - tail) * steps), final))
+
+
+def _half_cosine(rise: int, end: int, final: float) -> Callable[[int], float]:
+    """A rise of `rise` steps, then half a cosine from 1 down to `final`, which it reaches at step `end` and keeps."""
 
     def factor(step: int) -> float:
         if step < rise:
             return (step + 1) / (rise + 1)
-        gone = min((step - rise) / max(steps - rise, 1), 1.0)
+        gone = min((step - rise) / max(end - rise, 1), 1.0)
         return final + (1 - final) * (1 + math.cos(math.pi * gone)) / 2
 
-    return LambdaLR(optimizer, factor)  # in older versions of torch, SequentialLR of two schedulers gives a warning
+    return factor
 
 
 def one_cycle(optimizer: Optimizer, steps: int, **options: Any) -> LRScheduler:
@@ -123,6 +148,7 @@ def step(optimizer: Optimizer, steps: int, every: float = 1 / 3, gamma: float = 
 SCHEDULES: dict[str, Callable[..., LRScheduler]] = {
     "constant": constant,
     "cosine": cosine,
+    "long_tailed": long_tailed,
     "one_cycle": one_cycle,
     "triangular": triangular,
     "trapezoidal": trapezoidal,
@@ -146,9 +172,9 @@ def make_schedule(
 
     Args:
         optimizer: The optimizer; the schedule scales its present learning rates.
-        schedule: One of `constant`, `cosine`, `one_cycle`, `triangular`, `trapezoidal` and `step`; or a function that
-            makes one of torch's schedulers for the optimizer, such as `lambda o: ExponentialLR(o, 0.999)`; None for
-            constant.
+        schedule: One of `constant`, `cosine`, `long_tailed`, `one_cycle`, `triangular`, `trapezoidal` and `step`; or a
+            function that makes one of torch's schedulers for the optimizer, such as
+            `lambda o: ExponentialLR(o, 0.999)`; None for constant.
         steps: The optimizer steps of the whole fit; None if the number is unknown, which works with a constant rate and
             a function only.
         options: Further arguments of the named schedule.

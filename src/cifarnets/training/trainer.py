@@ -79,9 +79,9 @@ class Trainer:
         lr: Learning rate; the highest one if a schedule changes it. An instance of an optimizer keeps its own.
         optimizer_options: Other arguments of the optimizer, such as `{"momentum": 0.9}`.
         decay_biases: Whether weight decay applies to biases and normalisation layers too.
-        schedule: `"constant"`, `"cosine"`, `"one_cycle"`, `"triangular"`, `"trapezoidal"`, `"step"`, or a function that
-            makes one of torch's schedulers for an optimizer. It moves after every optimizer step, and starts anew in
-            every fit. `ReduceLROnPlateau` moves after every epoch, by `val_loss`.
+        schedule: `"constant"`, `"cosine"`, `"long_tailed"`, `"one_cycle"`, `"triangular"`, `"trapezoidal"`, `"step"`,
+            or a function that makes one of torch's schedulers for an optimizer. It moves after every optimizer step,
+            and starts anew in every fit. `ReduceLROnPlateau` moves after every epoch, by `val_loss`.
         schedule_options: Other arguments of a named schedule, such as `{"warmup": 0.1}`.
         loss: A function of logits and labels that gives their mean loss, or a module, which is moved to the device;
             None for cross-entropy.
