@@ -80,8 +80,8 @@ class ModelInfo:
             3736832
         """
         facts = asdict(self)
-        release = facts.pop("release")
-        return {**facts, "macs": self.macs, "release": release}
+        release, variants = facts.pop("release"), facts.pop("variants")
+        return {**facts, "macs": self.macs, "release": release, "variants": list(variants)}
 
     def _repr_html_(self) -> str:
         facts: dict[str, object] = {"parameters": f"{self.parameters:,}"}
