@@ -19,7 +19,7 @@ from cifarnets.errors import InputError
 from cifarnets.recipes import Recipe, list_recipes, load_recipe, run_recipe
 from cifarnets.recipes.recipe import read_recipe
 from cifarnets.weights import index
-from cifarnets.weights.files import read_weights, write_weights
+from cifarnets.weights.files import read_weights
 from cifarnets.weights.index import releases, sha256
 
 NAMES = models.list_models(pretrained=True)
@@ -158,10 +158,6 @@ def small_zoo(weights_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: P
     names = {*releases(), "convnet.v1", "convnet.seed1"}
     speeds = {key: dict.fromkeys(names, 1.0) for key in ("milliseconds", "milliseconds_batch")}
     monkeypatch.setattr(zoo, "speeds", lambda: {"measured": "here", **speeds})
-    golden, header = read_weights(weights_folder / index.GOLDEN_FILE)
-    for key in ("logits", "predictions"):  # as when the recipe of the first version was renamed
-        golden[f"convnet.v1.{key}"] = golden[f"convnet.{key}"]
-    write_weights(weights_folder / index.GOLDEN_FILE, golden, {}, header["cifarnets"])
     return tmp_path
 
 
@@ -171,6 +167,7 @@ def test_a_release_is_shown_first_then_written_calibrated_and_never_changed(
     runs, held_out = [small_zoo / "run0", small_zoo / "run1"], small_zoo / "run2"
     before = (weights_folder / "convnet.safetensors").read_bytes()
     first = load("convnet").state_dict()
+    predicted = read_weights(weights_folder / index.GOLDEN_FILE)[0]["convnet.predictions"]
     zoo.release("convnet", runs, held_out, all_seeds=True)
     shown = capsys.readouterr().out
     assert "convnet (now, version 1)" in shown
@@ -198,6 +195,7 @@ def test_a_release_is_shown_first_then_written_calibrated_and_never_changed(
     assert not torch.equal(other, default)
     golden, _ = read_weights(weights_folder / index.GOLDEN_FILE)
     assert golden["convnet.seed1.logits"].shape == (12, 10)
+    assert torch.equal(golden["convnet.v1.predictions"], predicted)
     assert sha256(golden["convnet.predictions"].numpy().tobytes()) == facts.predictions_sha256
 
     assert facts.temperature is not None
