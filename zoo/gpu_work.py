@@ -226,6 +226,9 @@ def recipe_of(job: Job) -> Recipe:
     name = job.options["recipe"]
     found = load_recipe(name) if name in list_recipes() else replace(load_recipe(LIKE), model=name)
     changes = {"seed": job.options.get("seed", 0), **job.size.recipe}
+    if "epochs" in changes and (sizes := found.augment.get("curriculum")):  # one of each size, and one of whole images
+        shorter = {**found.augment, "curriculum": [[side, 1] for side, _ in sizes]}
+        changes |= {"epochs": len(sizes) + 1, "augment": shorter}
     found = replace(found, config={**found.config, **job.size.configs.get(found.model, {})}, **changes)
     teacher = job.folder.parent / f"{TEACHER}.safetensors"
     if found.distill and teacher.is_file():

@@ -375,6 +375,7 @@ def test_the_webcam_says_why_it_does_not_run(explorer: Page) -> None:
 
 
 def test_one_goes_through_the_layers_step_by_step(explorer: Page) -> None:
+    explorer.emulate_media(reduced_motion="reduce")  # a page that still scrolls can move a button away under the mouse
     name = explorer.locator("#step-name")
     explorer.locator("#next").click()
     assert name.inner_text() == "1 of 10: picture"
