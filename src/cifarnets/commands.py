@@ -82,7 +82,7 @@ def list_models(options: argparse.Namespace) -> None:
         raise InputError(f"nothing matches {options.pattern!r} within these limits; `{everything}` shows all.")
     for model in found:
         words = _accuracy(model.release) if options.pretrained and model.release else model.description
-        _print(f"{model.name:<20} {model.parameters:>10,} parameters  {words}")
+        _print(f"{model.name:<{_width(names)}} {model.parameters:>10,} parameters  {words}")
 
 
 def recipes(options: argparse.Namespace) -> None:
@@ -100,7 +100,12 @@ def recipes(options: argparse.Namespace) -> None:
             words += f"; {minutes} minutes"
         if release := releases().get(name):
             words += f"; accuracy {mean_and_std(release.accuracy, release.accuracy_std)}"
-        _print(f"{name:<20} {words}")
+        _print(f"{name:<{_width(found)}} {words}")
+
+
+def _width(names: Iterable[str]) -> int:
+    """Of a column of names."""
+    return max(20, *map(len, names))
 
 
 def info(options: argparse.Namespace) -> None:
