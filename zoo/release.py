@@ -47,7 +47,7 @@ from cifarnets.recipes.recipe import RELEASE, read_recipe
 from cifarnets.recipes.run import read_run_recipe, write_json
 from cifarnets.version import __version__
 from cifarnets.weights.files import read_weights, write_weights
-from cifarnets.weights.index import GOLDEN_FILE, INDEX_FILE, mean_and_std, releases, sha256, stem_of
+from cifarnets.weights.index import GOLDEN_FILE, INDEX_FILE, mean_and_std, recipe_of, releases, sha256, stem_of
 
 ROOT = Path(__file__).resolve().parents[1]
 WEIGHTS = ROOT / "src" / "cifarnets" / "weights"
@@ -267,15 +267,9 @@ def file_of(name: str) -> str:
         >>> file_of("convnet"), file_of("convnet.seed1")
         ('convnet.v2.safetensors', 'convnet.v2.seed1.safetensors')
     """
-    recipe, dot, seed = name.partition(".seed")
-    version = version_of(recipe)
-    stem = re.sub(r"\.v[0-9]+$", "", recipe)
-    return f"{stem}{f'.v{version}' if version > 1 else ''}{dot}{seed}.safetensors"
-
-
-def version_of(recipe: str) -> int:
-    """The version of a recipe's released weights: the whole part of `version` in its table `release`."""
-    return int(float(read_recipe(recipe)[RELEASE]["version"]))
+    recipe = recipe_of(name)
+    version = read_recipe(recipe)[RELEASE]["version"].partition(".")[0]
+    return f"{stem_of(name)}{f'.v{version}' if version != '1' else ''}{name.removeprefix(recipe)}.safetensors"
 
 
 def golden(predictions: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -342,7 +336,6 @@ def build_index() -> dict[str, Any]:
         counted = summary(model)
         row = Release(
             name=name,
-            version=version_of(re.sub(r"\.seed[0-9]+$", "", name)),
             file=path.name,
             size=len(content),
             sha256=sha256(content),
@@ -356,7 +349,7 @@ def build_index() -> dict[str, Any]:
             milliseconds=speed["milliseconds"][name],
             milliseconds_batch=speed["milliseconds_batch"][name],
             measured=speed["measured"],
-            provenance=provenance_of(re.sub(r"\.seed[0-9]+$", "", name), meta),
+            provenance=provenance_of(recipe_of(name), meta),
             **{"temperature": None, "uncalibrated_ece": None, **meta.results},  # the first files have neither
         )
         rows[name] = {key: value for key, value in asdict(row).items() if key != "name"}

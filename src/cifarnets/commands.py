@@ -130,12 +130,12 @@ def info(options: argparse.Namespace) -> None:
         _print(f"  trained by: cifarnets train --recipe {release.recipe} --seed {release.seed}")
         for key, value in release.provenance.items():
             _print(f"  {key.replace('_', ' ')}: {value}")
-        if len(model.variants) > 1:
-            _print("  all versions and seeds of this name:")
-        for name in model.variants if len(model.variants) > 1 else ():
-            other = releases()[name]
+        others = [releases()[name] for name in model.variants if name != release.name]
+        if others:
+            _print("  other versions and seeds of this name:")
+        for other in others:
             words = f"version {other.version}, seed {other.seed}: accuracy {other.file_accuracy:.4f}, ECE {_ece(other)}"
-            _print(f"    {name:<24} {words}")
+            _print(f"    {other.name:<24} {words}")
     _print(f"\n{cifarnets.models.summary(cifarnets.create(options.name))}")
 
 

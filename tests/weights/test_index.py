@@ -150,10 +150,17 @@ def test_a_fresh_model_needs_no_index(weights_folder: Path, tmp_path: Path) -> N
     assert load(str(tmp_path / "mine.safetensors")).meta == model.meta
 
 
+@pytest.mark.parametrize("version", [None, "", "one", "1." * 200])
+def test_a_release_of_no_version_is_refused(edit_index: Edit, version: object) -> None:
+    edit_index(lambda rows: rows["convnet"].update(provenance={"version": version}))
+    with pytest.raises(WeightsError, match="'convnet' cannot be of the version"):
+        load("convnet")
+
+
 def test_names_pin_versions_and_seeds(edit_index: Edit) -> None:
     def add(rows: dict[str, Any]) -> None:
         rows["convnet.v1"] = rows["convnet"]
-        rows["convnet"] = {**rows["convnet"], "version": 2}
+        rows["convnet"] = {**rows["convnet"], "provenance": {**rows["convnet"]["provenance"], "version": "2.0"}}
         rows["convnet.seed1"] = {**rows["convnet"], "seed": 1}
 
     edit_index(add)

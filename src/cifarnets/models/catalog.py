@@ -16,7 +16,7 @@ from cifarnets.errors import InputError
 from cifarnets.models.profile import summary
 from cifarnets.models.registry import model_class, registered, skeleton, unknown_model
 from cifarnets.models.storage import unknown_weights
-from cifarnets.weights.index import Release, find_release, mean_and_std, releases
+from cifarnets.weights.index import Release, find_release, mean_and_std, releases, stem_of
 
 Sort = Literal["name", "parameters", "macs", "accuracy"]
 
@@ -183,5 +183,7 @@ def info(name: str) -> ModelInfo:
     if lazy:
         raise _UncountableError(f"the parameters of {name!r} cannot be counted: {lazy[0]} gets its size from a batch.")
     parameters = sum(p.numel() for p in model.parameters())
-    variants = tuple(other.name for other in releases().values() if release and other.stem == release.stem)
+    variants = tuple(
+        other.name for other in releases().values() if release and stem_of(other.name) == stem_of(release.name)
+    )
     return ModelInfo(name, description, dict(model.meta.config), parameters, release, variants)  # type: ignore[union-attr, arg-type]

@@ -205,8 +205,8 @@ class _Block(nn.Module):
         return y + x * self.scale  # type: ignore[no-any-return]
 
 
-# In training, two layers compute the same in a form whose gradients take less time on a CPU: together, the smallest net
-# trains twice as fast. In eval mode they are plain convolutions, so that exported nets are simple.
+# In training, two layers compute the same in a form whose gradients take less time on a CPU. In eval mode they are
+# plain convolutions, so that exported nets are simple.
 
 
 class GroupedConv2d(nn.Conv2d):

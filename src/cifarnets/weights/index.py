@@ -33,7 +33,6 @@ class Release:
     Attributes:
         name: Name of the weights: the architecture, or `architecture.tag`. Older versions end in `.v1` and so on, and
             further seeds in `.seed1` and so on.
-        version: 1 for the first weights of that name, 2 for those that took its place.
         file: Name of the file in the package.
         size: Size of the file in bytes.
         sha256: SHA-256 of the file.
@@ -65,7 +64,6 @@ class Release:
     """
 
     name: str
-    version: int
     file: str
     size: int
     sha256: str
@@ -95,26 +93,26 @@ class Release:
     provenance: Mapping[str, Any]
 
     @property
-    def stem(self) -> str:
-        """The name without version and seed.
+    def version(self) -> int:
+        """1 for the first weights of a name, 2 for those that took their place.
 
         Examples:
-            >>> from cifarnets.weights.index import releases
-            >>> releases()["convnet.cifar3"].stem
-            'convnet.cifar3'
+            >>> from cifarnets.models import info
+            >>> info("resnet20").release.version
+            1
         """
-        return stem_of(self.name)
+        return int(str(self.provenance["version"]).partition(".")[0])
 
     @property
     def recipe(self) -> str:
-        """The name of the recipe that trained them: the name without the seed.
+        """The name of the recipe that trained them, which trains all seeds.
 
         Examples:
-            >>> from cifarnets.weights.index import releases
-            >>> releases()["convnet.cifar3"].recipe
+            >>> from cifarnets.models import info
+            >>> info("convnet.cifar3").release.recipe
             'convnet.cifar3'
         """
-        return re.sub(r"\.seed[0-9]+$", "", self.name)
+        return recipe_of(self.name)
 
     @property
     def is_default(self) -> bool:
@@ -125,7 +123,7 @@ class Release:
             >>> info("resnet20").release.is_default
             True
         """
-        return self.name == self.stem
+        return self.name == stem_of(self.name)
 
 
 _VARIANT = re.compile(r"(\.v(?P<version>[0-9]{1,3}))?(\.seed(?P<seed>[0-9]{1,9}))?$")
@@ -164,6 +162,17 @@ def stem_of(name: str) -> str:
     return _VARIANT.sub("", name)
 
 
+def recipe_of(name: str) -> str:
+    """A name without seed.
+
+    Examples:
+        >>> from cifarnets.weights.index import recipe_of
+        >>> recipe_of("convnet.cifar3.v1.seed2"), recipe_of("resnet20")
+        ('convnet.cifar3.v1', 'resnet20')
+    """
+    return re.sub(r"\.seed[0-9]+$", "", name)
+
+
 def find_release(name: str, seed: int | None = None) -> Release | None:
     """The released weights of a name: the newest version and the first seed, unless the name or `seed` says another.
 
@@ -176,7 +185,7 @@ def find_release(name: str, seed: int | None = None) -> Release | None:
     """
     pinned = _VARIANT.search(name)
     assert pinned is not None  # for it may be empty
-    found = [release for release in releases().values() if release.stem == stem_of(name)]
+    found = [release for release in releases().values() if stem_of(release.name) == stem_of(name)]
     version = int(pinned["version"] or max((release.version for release in found), default=1))
     chosen = seed if pinned["seed"] is None or seed is not None else int(pinned["seed"])
     for release in found:
@@ -195,6 +204,8 @@ def _release(name: str, row: Mapping[str, Any]) -> Release:
             raise TypeError(f"{key} of {brief(name)} cannot be {brief(row[key])}, but {name_of(hint)}")
     if not re.fullmatch(r"[\w.-]{1,100}", row["file"]) or not 0 < row["size"] < 2**31:
         raise ValueError(f"{brief(name)} cannot have the file {brief(row['file'])} of {row['size']:,} bytes")
+    if not re.fullmatch(r"[0-9]{1,3}(\.[0-9]{1,3})*", str(row["provenance"].get("version"))):
+        raise ValueError(f"{brief(name)} cannot be of the version {brief(row['provenance'].get('version'))}")
     columns: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}
     return Release(name=name, **columns)
 
