@@ -40,6 +40,7 @@ from cifarnets.errors import DivergedError, InputError, WeightsError
 from cifarnets.models import create
 from cifarnets.training import EMA, Callback, Checkpoint, EarlyStopping, History
 from cifarnets.training.checkpoint import CHECKPOINT_FILE
+from cifarnets.training.optimizers import optimizer_names
 from cifarnets.weights.state import read_state, write_state
 
 
@@ -200,6 +201,22 @@ def test_interrupted_at_any_moment_it_resumes_from_the_very_batch(
             assert_same_end(resumed, whole, numbers)
         else:
             assert without_times(resumed.history) == without_times(whole.history)
+
+
+@pytest.mark.parametrize("name", sorted(optimizer_names().keys() - {"muon"}))  # which takes matrices only
+def test_resumed_again_and_again_it_ends_as_if_never_stopped(
+    net: MakeNet, train: ImageDataset, tmp_path: Path, name: str
+) -> None:
+    def fit(folder: Path, *more: Callback, **options: Any) -> Trainer:
+        trainer = Trainer(net(), optimizer=name, device="cpu", callbacks=[Checkpoint(folder), *more])
+        trainer.fit(BatchLoader(train, 16, device="cpu"), epochs=4, **options)
+        return trainer
+
+    whole = fit(tmp_path / "whole")
+    for epoch in range(3):
+        stopped = fit(tmp_path / "parts", StopAt(batch=1, epoch=epoch), resume=tmp_path / "parts")
+        assert (stopped.epoch, stopped.batches_done) == (epoch, 1)
+    assert_same_weights(fit(tmp_path / "parts", resume=tmp_path / "parts").model, whole.model)
 
 
 def test_resume_without_a_checkpoint_starts_from_the_beginning(

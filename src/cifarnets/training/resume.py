@@ -138,11 +138,21 @@ def differences(saved: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
         >>> differences({"lr": [0.1], "optimizer": "SGD"}, {"lr": [0.5], "optimizer": "SGD"})
         ['lr [0.1], not [0.5]']
     """
+    saved, own = _each_option(saved), _each_option(own)
     return [
         f"{key} {brief(saved[key])}, not {brief(own[key])}"
         for key in own
         if key in saved and not _equal(saved[key], own[key])
     ]
+
+
+def _each_option(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Make each option of the optimizer a setting of its own, since torch adds one to them when it loads a state."""
+    named = dict(settings)
+    if isinstance(options := named.get("optimizer_options"), Mapping):
+        del named["optimizer_options"]
+        named |= {f"optimizer_options {name}": value for name, value in options.items()}
+    return named
 
 
 def _check_progress(saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:
