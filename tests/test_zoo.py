@@ -139,14 +139,16 @@ def test_the_seeds_must_be_those_that_the_recipe_names() -> None:
 
 @pytest.fixture
 def small_zoo(weights_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """The zoo in a folder of its own, with runs of a small recipe for convnet whose version is 2."""
+    """The zoo in a folder of its own, with runs of a small recipe for convnet, whose version is the next one."""
     recipe = Recipe("convnet", epochs=3, lr=0.05, synthetic=True, tta="mirror")
     for seed, val in ((0, 0), (1, 0), (2, 300)):
         run_recipe(replace(recipe, seed=seed, val=val), tmp_path / f"run{seed}", device="cpu", progress=False)
     facts: dict[str, Any] = {"version": "1.0", "seeds": [0], "commit": "0123456", "minutes": 1}
     recipes = {name: read_recipe(name) for name in list_recipes()}
-    recipes["convnet.v1"] = recipes["convnet"]
-    recipes["convnet"] = {**recipe.to_dict(), "release": {**facts, "seeds": [0, 1], "version": "2.0"}}
+    version = releases()["convnet"].version
+    older = f"convnet.v{version}"
+    recipes[older] = recipes["convnet"]
+    recipes["convnet"] = {**recipe.to_dict(), "release": {**facts, "seeds": [0, 1], "version": f"{version + 1}.0"}}
     monkeypatch.setattr(zoo, "load_recipe", lambda name: recipe)
     monkeypatch.setattr(zoo, "list_recipes", lambda: sorted(recipes))
     monkeypatch.setattr(zoo, "read_recipe", recipes.__getitem__)
@@ -155,7 +157,8 @@ def small_zoo(weights_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: P
     monkeypatch.setattr(zoo, "WEIGHTS", weights_folder)
     monkeypatch.setattr(zoo, "PAGES", ())
     monkeypatch.setattr(zoo, "measure_speed", lambda: None)
-    names = {*releases(), "convnet.v1", "convnet.seed1"}
+    seeds = {name.replace("convnet", older, 1) for name in releases() if re.fullmatch(r"convnet\.seed\d+", name)}
+    names = {*releases(), "convnet.seed1", older, *seeds}
     speeds = {key: dict.fromkeys(names, 1.0) for key in ("milliseconds", "milliseconds_batch")}
     monkeypatch.setattr(zoo, "speeds", lambda: {"measured": "here", **speeds})
     return tmp_path
@@ -165,29 +168,32 @@ def test_a_release_is_shown_first_then_written_calibrated_and_never_changed(
     small_zoo: Path, weights_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     runs, held_out = [small_zoo / "run0", small_zoo / "run1"], small_zoo / "run2"
-    before = (weights_folder / "convnet.safetensors").read_bytes()
+    present = releases()["convnet"]
+    older, file = f"convnet.v{present.version}", f"convnet.v{present.version + 1}.safetensors"
+    before = (weights_folder / present.file).read_bytes()
     first = load("convnet").state_dict()
     predicted = read_weights(weights_folder / index.GOLDEN_FILE)[0]["convnet.predictions"]
     zoo.release("convnet", runs, held_out, all_seeds=True)
     shown = capsys.readouterr().out
-    assert "convnet (now, version 1)" in shown
+    assert f"convnet (now, version {present.version})" in shown
     assert "convnet.seed1 (new)" in shown
-    assert "0.7198" in shown  # the accuracy of the first version
-    assert not (weights_folder / "convnet.v2.safetensors").exists()
+    assert f"{present.accuracy:.4f}" in shown
+    assert not (weights_folder / file).exists()
 
     zoo.release("convnet", runs, held_out, all_seeds=True, write=True)
     index.releases.cache_clear()
-    assert (weights_folder / "convnet.safetensors").read_bytes() == before
-    assert all(torch.equal(tensor, first[key]) for key, tensor in load("convnet.v1").state_dict().items())
+    assert (weights_folder / present.file).read_bytes() == before
+    assert all(torch.equal(tensor, first[key]) for key, tensor in load(older).state_dict().items())
     facts = models.info("convnet").release
     assert facts is not None
-    assert (facts.version, facts.file, facts.recipe) == (2, "convnet.v2.safetensors", "convnet")
-    assert models.info("convnet.v2").release == facts
-    assert models.info("convnet").variants == ("convnet", "convnet.seed1", "convnet.v1")
+    assert (facts.version, facts.file, facts.recipe) == (present.version + 1, file, "convnet")
+    assert models.info(f"convnet.v{facts.version}").release == facts
+    variants = models.info("convnet").variants
+    assert variants[:2] == ("convnet", "convnet.seed1")
+    assert older in variants[2:]
     assert "convnet.seed1" not in models.list_models(pretrained=True)
     default, pinned, other = (
-        dict(load(*name).named_parameters())["fc2.weight"]
-        for name in (("convnet",), ("convnet.seed1",), ("convnet.v1",))
+        dict(load(*name).named_parameters())["fc2.weight"] for name in (("convnet",), ("convnet.seed1",), (older,))
     )
     second = dict(load("convnet", seed=1).named_parameters())["fc2.weight"]
     assert torch.equal(second, pinned)
@@ -195,7 +201,7 @@ def test_a_release_is_shown_first_then_written_calibrated_and_never_changed(
     assert not torch.equal(other, default)
     golden, _ = read_weights(weights_folder / index.GOLDEN_FILE)
     assert golden["convnet.seed1.logits"].shape == (12, 10)
-    assert torch.equal(golden["convnet.v1.predictions"], predicted)
+    assert torch.equal(golden[f"{older}.predictions"], predicted)
     assert sha256(golden["convnet.predictions"].numpy().tobytes()) == facts.predictions_sha256
 
     assert facts.temperature is not None
@@ -205,14 +211,14 @@ def test_a_release_is_shown_first_then_written_calibrated_and_never_changed(
     )
     whole = load(small_zoo / "run0" / "model.safetensors")
     loader = BatchLoader(SyntheticCIFAR10(train=False), 1000, device="cpu", channels_last=True)
-    run, file = evaluate(whole, loader, device="cpu"), evaluate(load("convnet"), loader, device="cpu")
-    assert file.accuracy == facts.file_accuracy
-    assert file.logits is not None
+    run, released = evaluate(whole, loader, device="cpu"), evaluate(load("convnet"), loader, device="cpu")
+    assert released.accuracy == facts.file_accuracy
+    assert released.logits is not None
     assert run.logits is not None
-    assert torch.allclose(file.logits * facts.temperature, run.logits, atol=0.02)
+    assert torch.allclose(released.logits * facts.temperature, run.logits, atol=0.02)
 
-    content = bytearray((weights_folder / "convnet.v2.safetensors").read_bytes())
-    (weights_folder / "convnet.v2.safetensors").write_bytes(content[:-1])
+    content = bytearray((weights_folder / file).read_bytes())
+    (weights_folder / file).write_bytes(content[:-1])
     with pytest.raises(InputError, match="a released file never changes: raise the version"):
         zoo.release("convnet", runs, held_out, write=True)
 
