@@ -101,7 +101,7 @@ def find_temperature(folder: Path, recipe: Recipe) -> tuple[float, dict[str, Any
     own = read_run_recipe(json.loads((folder / "run.json").read_text())["recipe"])
     if not own.val:
         raise InputError(f"{str(folder)!r} held no images out: train it with --val 5000.")
-    seed, _ = _seed_of(folder, replace(recipe, val=own.val))
+    seed, _ = _seed_of(folder, replace(recipe, val=own.val, tta=own.tta))  # tta is not of the training
     _, held_out = train_val_split(recipe.dataset(train=True), own.val, own.seed)
     loader = BatchLoader(held_out, 1000, device=CPU, channels_last=True)
     logits, labels = collect_logits(load(folder / "model.safetensors"), loader, CPU)
